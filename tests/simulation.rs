@@ -23,7 +23,7 @@ use clusterlb_harness::queueing::{Discipline, Queue};
 use clusterlb_harness::work::ServiceTime;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Policy};
 use plan::{FOR_GOOD, Fault, MILLISECOND, Plan, START_NS, Strike};
-use world::{Place, Story, World};
+use world::{Place, Record, World};
 
 /// Number of seeds per test run.
 const SEEDS: u64 = 3_000;
@@ -63,7 +63,7 @@ fn nothing_is_lost_and_nothing_is_served_twice_whatever_fails() {
         let world = run(Plan::storm(seed));
         redispatched += world.front.redispatched;
         aborted += world.aborted;
-        returns = world.stories.iter().fold(returns, |most, story| most.max(story.returns));
+        returns = world.records.iter().fold(returns, |most, record| most.max(record.returns));
     }
     println!("{redispatched} came back, one of them {returns} times; {aborted} were aborted");
 }
@@ -89,8 +89,8 @@ fn a_worker_that_stays_stopped_delays_only_its_credits() {
         assert!(given <= credits as usize, "seed {seed}: {given} given, {credits} credits");
         let suspected_ns = stopped.suspected_ns.expect("something was left with it");
         assert!(suspected_ns <= at_ns + 2 * hang_after_ns, "seed {seed}: suspected late");
-        let late = |story: &&Story| story.finished_ns - story.came_ns > hang_after_ns;
-        let later = world.stories.iter().filter(|story| story.came_ns > suspected_ns);
+        let late = |record: &&Record| record.finished_ns - record.came_ns > hang_after_ns;
+        let later = world.records.iter().filter(|record| record.came_ns > suspected_ns);
         assert_eq!(later.filter(late).count(), 0, "seed {seed}: delayed after the suspicion");
     }
 }
@@ -109,16 +109,16 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
         let world = run(plan);
         // By then it is skipped, because of its loop or its unclaimed connections.
         let known_ns = at_ns + 2 * hang_after_ns;
-        let common = world.stories.iter().filter(|story| story.listener == 0);
-        let later: Vec<&Story> = common.filter(|story| story.came_ns > known_ns).collect();
+        let common = world.records.iter().filter(|record| record.listener == 0);
+        let later: Vec<&Record> = common.filter(|record| record.came_ns > known_ns).collect();
         assert!(later.len() > 50, "seed {seed}: hardly any came");
-        for story in later {
-            let took_ns = story.finished_ns.saturating_sub(story.came_ns);
-            assert_eq!(story.place, Place::Finished, "seed {seed}: {story:?}");
-            assert!(took_ns < hang_after_ns, "seed {seed}: {story:?} waited for another listener");
+        for record in later {
+            let took_ns = record.finished_ns.saturating_sub(record.came_ns);
+            assert_eq!(record.place, Place::Finished, "seed {seed}: {record:?}");
+            assert!(took_ns < hang_after_ns, "seed {seed}: {record:?} waited for another listener");
         }
-        let others = world.stories.iter().filter(|story| story.listener == 1);
-        let waits = |story: &&Story| matches!(story.place, Place::Outside | Place::Queue);
+        let others = world.records.iter().filter(|record| record.listener == 1);
+        let waits = |record: &&Record| matches!(record.place, Place::Outside | Place::Queue);
         assert!(others.filter(waits).count() > 50, "seed {seed}: other workers served them");
     }
 }
@@ -126,9 +126,9 @@ fn a_listener_whose_only_worker_is_stopped_holds_up_no_other_listener() {
 /// Runs a plan, and gives the percentiles of latency, without the first tenth of the connections.
 fn percentiles(plan: Plan) -> impl Fn(usize) -> f64 {
     let world = run(plan);
-    let counted = &world.stories[world.stories.len() / 10..];
+    let counted = &world.records[world.records.len() / 10..];
     let mut took: Vec<u64> =
-        counted.iter().map(|story| story.finished_ns - story.came_ns).collect();
+        counted.iter().map(|record| record.finished_ns - record.came_ns).collect();
     took.sort_unstable();
     #[expect(clippy::cast_precision_loss, reason = "far below 2^53 ns")]
     move |percent| took[took.len() * percent / 100] as f64

@@ -48,7 +48,7 @@ const FIRST_BYTES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Listener {
     async_listener: AsyncListener,
-    progress: Arc<watch::Sender<Progress>>,
+    progress: Arc<watch::Sender<ListenerProgress>>,
 }
 
 /// A TCP or unix connection. Dropping it closes the socket and then counts the connection as
@@ -74,7 +74,7 @@ enum Socket {
 
 /// Progress of a listener.
 #[derive(Debug, Default)]
-struct Progress {
+struct ListenerProgress {
     /// It has accepted everything, or has been closed.
     ended: bool,
     /// Connections from which nothing has been read.
@@ -84,7 +84,7 @@ struct Progress {
 /// Counts a connection from which nothing has been read.
 #[derive(Debug)]
 struct Unheard {
-    progress: Arc<watch::Sender<Progress>>,
+    progress: Arc<watch::Sender<ListenerProgress>>,
 }
 
 impl Listener {
@@ -171,7 +171,7 @@ impl Drop for Listener {
 }
 
 impl Unheard {
-    fn of(progress: &Arc<watch::Sender<Progress>>) -> Self {
+    fn of(progress: &Arc<watch::Sender<ListenerProgress>>) -> Self {
         progress.send_modify(|progress| progress.unheard += 1);
         Self { progress: Arc::clone(progress) }
     }

@@ -12,7 +12,7 @@ use super::admin::AdminArguments;
 use super::balancing::BalancingArguments;
 use super::built_in::BuiltInArguments;
 use super::headings;
-use super::line::Line;
+use super::line::CommandLine;
 use super::log::LogFormat;
 use super::program::{PreloadChoice, ProgramArguments};
 use super::recycle::RecycleArguments;
@@ -252,7 +252,7 @@ pub(super) struct RunArguments {
 
     /// The origin of these options.
     #[arg(skip)]
-    pub(super) line: Line,
+    pub(super) line: CommandLine,
 }
 
 impl RunArguments {

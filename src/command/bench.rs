@@ -5,12 +5,12 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::measuring::{
-    MeasuringArguments, Missing, Progress, Renderers, available, check_machine,
+    MeasuringArguments, Missing, ProgressLine, Renderers, available, check_machine,
 };
 use super::values::{parse, positive_time, time};
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
-use clusterlb_harness::bench::Comparison;
+use clusterlb_harness::bench::ComparisonSettings;
 use clusterlb_harness::environment::Environment;
 use clusterlb_harness::interrupt::Interrupt;
 use clusterlb_harness::placement::Sharing;
@@ -180,7 +180,7 @@ impl BenchArguments {
         }
         let scenarios = self.scenarios()?;
         let (targets, missing) = self.targets(&scenarios)?;
-        let comparison = Comparison {
+        let comparison = ComparisonSettings {
             scenarios,
             targets,
             repeats: self.repeats,
@@ -200,7 +200,7 @@ impl BenchArguments {
         let mut environment = Environment::look(&facts, &placement, &comparison.targets, COMMIT);
         let mut interrupt = Interrupt::new()?;
         check_machine(&self.measuring, &mut environment, &missing)?;
-        let mut progress = Progress::new(self.measuring.quiet);
+        let mut progress = ProgressLine::new(self.measuring.quiet);
         let measured = comparison.run(environment, &mut interrupt, &mut |done, all, what| {
             progress.show(done, all, what);
         });

@@ -17,7 +17,7 @@ use clusterlb::{Error, Result};
 use super::arguments::RunArguments;
 use super::headings;
 use super::layers::Layers;
-use super::line::Line;
+use super::line::CommandLine;
 use super::settings::Settings;
 use super::version::LONG_VERSION;
 
@@ -100,9 +100,9 @@ impl Cli {
     /// # Errors
     /// A layer behind the words is not valid.
     pub(super) fn read_again(
-        line: &Line,
+        line: &CommandLine,
         may: impl Fn(&str) -> bool,
-    ) -> Result<(Line, Vec<String>)> {
+    ) -> Result<(CommandLine, Vec<String>)> {
         let now = Self::line_of(line.given()).map_err(Unread::into_error)?.unwrap_or_default();
         Ok(now.limited_to(may, line))
     }
@@ -111,7 +111,7 @@ impl Cli {
     ///
     /// # Errors
     /// The options contradict each other.
-    pub(super) fn settings_of(line: Line) -> Result<Settings> {
+    pub(super) fn settings_of(line: CommandLine) -> Result<Settings> {
         let mut cli = Self::parse_line(line).map_err(Unread::into_error)?;
         cli.run_arguments().settings(&Self::commands())
     }
@@ -125,7 +125,7 @@ impl Cli {
     }
 
     /// Reads the layers behind these words, if they are those of a run.
-    fn line_of(given: &[OsString]) -> std::result::Result<Option<Line>, Unread> {
+    fn line_of(given: &[OsString]) -> std::result::Result<Option<CommandLine>, Unread> {
         let lenient = Self::command_for(given).ignore_errors(true);
         let found = lenient.try_get_matches_from(given)?;
         let (options_from, of_run) = match found.subcommand() {
@@ -134,10 +134,10 @@ impl Cli {
             Some(_) => return Ok(None),
         };
         let layers = Layers::read(&RunArguments::command(), of_run)?;
-        Ok(Some(Line::new(given.to_vec(), options_from, layers)))
+        Ok(Some(CommandLine::new(given.to_vec(), options_from, layers)))
     }
 
-    fn parse_line(line: Line) -> std::result::Result<Self, Unread> {
+    fn parse_line(line: CommandLine) -> std::result::Result<Self, Unread> {
         let mut cli = Self::parse(&line.words()).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unread::from(error),
             _ if !line.has_layers() => Unread::from(error),

@@ -11,7 +11,7 @@ use super::admin::Feed;
 use super::escape;
 use super::event::ConsoleEvent;
 use super::log::{Dress, Level, level, time};
-use super::printer::{Printer, Target};
+use super::printer::{Destination, Printer};
 use super::summary::{Summary, WorkerSummary};
 use clusterlb::WorkerId;
 use clusterlb_schedule::Changes;
@@ -56,7 +56,7 @@ struct Moment {
 }
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct EventLine<'a> {
     #[serde(flatten)]
     event: &'a ConsoleEvent,
     at_ms: u128,
@@ -66,7 +66,7 @@ struct Line<'a> {
     level: Option<Level>,
 }
 
-impl<'a> Line<'a> {
+impl<'a> EventLine<'a> {
     fn new(event: &'a ConsoleEvent, at: Moment, level: Option<Level>) -> Self {
         Self { event, at_ms: at.at_ms, time: time(at.time), level }
     }
@@ -131,27 +131,28 @@ impl Console {
 
     fn write(&mut self, at: Moment, event: &ConsoleEvent) {
         if self.style == Style::Json || self.feed.has_readers() {
-            let line = Line::new(event, at, None).render();
+            let line = EventLine::new(event, at, None).render();
             self.feed.emit(&line);
             if self.style == Style::Json {
-                self.printer.line(Target::Output, &line);
+                self.printer.line(Destination::Output, &line);
             }
         }
         match (self.style, self.dress) {
             (Style::Text, Dress::Json) => {
-                let line = Line::new(event, at, Some(level(event))).render();
-                self.printer.line(Target::Log, &line);
+                let line = EventLine::new(event, at, Some(level(event))).render();
+                self.printer.line(Destination::Log, &line);
             }
             (Style::Text, dress) => {
                 for text in std::mem::take(&mut self.introduction) {
-                    self.printer.line(Target::Log, &dress.dressed(&text, Level::Info, at.time));
+                    self.printer
+                        .line(Destination::Log, &dress.dressed(&text, Level::Info, at.time));
                 }
                 if let Some(text) = in_words(event) {
                     // The table is made of our own words and numbers, and has several lines.
                     let is_ours = matches!(event, ConsoleEvent::Summary(_));
                     let text = if is_ours { text.into() } else { escape::on_one_line(&text) };
                     let text = dress.dressed(&text, level(event), at.time);
-                    self.printer.line(Target::Log, &text);
+                    self.printer.line(Destination::Log, &text);
                 }
             }
             (Style::Json | Style::Quiet, _) => {}
@@ -363,11 +364,11 @@ mod tests {
     fn events_are_one_json_object_with_their_name() {
         let event = ConsoleEvent::Online { id: WorkerId::new(3), pid: 17 };
         let at = Moment { at_ms: 5, time: SystemTime::UNIX_EPOCH };
-        let line = Line::new(&event, at, None).render();
+        let line = EventLine::new(&event, at, None).render();
         let (before, time) = line.split_once(r#","time""#).expect("the time is told");
         assert_eq!(format!("{before}}}"), r#"{"event":"online","id":3,"pid":17,"at_ms":5}"#);
         assert_eq!(time, r#":"1970-01-01T00:00:00.000Z"}"#);
-        let logged = Line::new(&event, at, Some(Level::Info)).render();
+        let logged = EventLine::new(&event, at, Some(Level::Info)).render();
         assert!(logged.ends_with(r#","level":"info"}"#), "{logged}");
     }
 }

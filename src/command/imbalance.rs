@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::measuring::{
-    MeasuringArguments, Missing, Progress, Renderers, available, check_machine,
+    MeasuringArguments, Missing, ProgressLine, Renderers, available, check_machine,
 };
 use super::version::COMMIT;
 use clusterlb::{Error, Result};
@@ -133,7 +133,7 @@ impl ImbalanceArguments {
         };
         let mut interrupt = Interrupt::new()?;
         check_machine(&self.measuring, &mut environment, &missing)?;
-        let mut progress = Progress::new(self.measuring.quiet);
+        let mut progress = ProgressLine::new(self.measuring.quiet);
         let measured =
             imbalance::run(&plan, environment, &mut interrupt, &mut |done, all, what| {
                 progress.show(done, all, what);

@@ -8,14 +8,14 @@ use super::layers::Layers;
 
 /// The command line of a run: the given words, and the layers behind them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct CommandLine {
     given: Vec<OsString>,
     /// Where the options of the run begin.
     options_from: usize,
     layers: Layers,
 }
 
-impl Line {
+impl CommandLine {
     pub(super) fn new(given: Vec<OsString>, options_from: usize, layers: Layers) -> Self {
         Self { given, options_from, layers }
     }

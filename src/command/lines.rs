@@ -5,7 +5,7 @@ const LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// Output of a worker without its line end yet.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct LineBuffer {
     /// In front of a line, and of the further pieces of a long one.
     marks: [Vec<u8>; 2],
     rest: Vec<u8>,
@@ -13,7 +13,7 @@ pub(super) struct Lines {
     continues: bool,
 }
 
-impl Lines {
+impl LineBuffer {
     /// Empty, for the worker with this number.
     pub(super) fn new(worker: u32, coloured: bool) -> Self {
         let mark = |sign: char| match coloured {
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     fn output(parts: &[&[u8]]) -> String {
-        let (mut lines, mut output) = (Lines::new(3, false), Vec::new());
+        let (mut lines, mut output) = (LineBuffer::new(3, false), Vec::new());
         parts.iter().for_each(|part| lines.take(part, &mut output));
         lines.end(&mut output);
         String::from_utf8(output).expect("text")
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn colours_end_before_the_line_begins() {
-        let (mut lines, mut output) = (Lines::new(1, true), Vec::new());
+        let (mut lines, mut output) = (LineBuffer::new(1, true), Vec::new());
         lines.take(b"a\n", &mut output);
         assert_eq!(output, b"\x1b[32mworker 1 |\x1b[0m a\n");
     }
@@ -111,7 +111,7 @@ mod tests {
             cut in 0usize..200,
         ) {
             let cut = cut.min(bytes.len());
-            let (mut lines, mut output) = (Lines::new(3, false), Vec::new());
+            let (mut lines, mut output) = (LineBuffer::new(3, false), Vec::new());
             lines.take(&bytes[..cut], &mut output);
             lines.take(&bytes[cut..], &mut output);
             lines.end(&mut output);

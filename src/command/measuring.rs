@@ -172,14 +172,14 @@ fn save(path: &Path, mut file: File, text: &str) -> Result<()> {
 /// Progress on standard error: a line that is rewritten on a terminal, and an occasional line
 /// elsewhere.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct ProgressLine {
     quiet: bool,
     terminal: bool,
     begun: Instant,
     shown_percent: usize,
 }
 
-impl Progress {
+impl ProgressLine {
     pub(super) fn new(quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         Self { quiet, terminal, begun: Instant::now(), shown_percent: 0 }

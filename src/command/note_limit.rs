@@ -15,11 +15,11 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// Recent notes of each worker.
 #[derive(Debug, Default)]
 pub(super) struct NoteLimit {
-    windows: BTreeMap<WorkerId, Window>,
+    windows: BTreeMap<WorkerId, NoteWindow>,
 }
 
 #[derive(Debug)]
-struct Window {
+struct NoteWindow {
     begun: Duration,
     admitted: u32,
     left_out: u64,
@@ -28,7 +28,7 @@ struct Window {
 impl NoteLimit {
     /// Whether one more note of a worker is printed; otherwise it is counted.
     pub(super) fn admits(&mut self, worker: WorkerId, now: Duration) -> bool {
-        let new = Window { begun: now, admitted: 0, left_out: 0 };
+        let new = NoteWindow { begun: now, admitted: 0, left_out: 0 };
         let window = self.windows.entry(worker).or_insert(new);
         let admits = window.admitted < NOTES_MAX;
         window.admitted += u32::from(admits);
@@ -48,7 +48,7 @@ impl NoteLimit {
             }
             // A worker that continues gets its next note after the next second.
             let goes_on = window.left_out > 0;
-            *window = Window { begun: now, admitted: NOTES_MAX, left_out: 0 };
+            *window = NoteWindow { begun: now, admitted: NOTES_MAX, left_out: 0 };
             goes_on
         });
         overdue

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{read, write};
 
 use super::escape;
-use super::lines::Lines;
+use super::lines::LineBuffer;
 use super::output;
 use clusterlb::WorkerId;
 use clusterlb::{Error, Result};
@@ -38,7 +38,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Target {
+pub(crate) enum Destination {
     /// Standard output.
     Output,
     /// Standard error.
@@ -56,7 +56,7 @@ pub(crate) struct Printer {
 
 #[derive(Debug, Default)]
 struct Orders {
-    lines: VecDeque<(Target, Vec<u8>)>,
+    lines: VecDeque<(Destination, Vec<u8>)>,
     waiting_bytes: usize,
     dropped: u64,
     /// The first write error of standard output, except a closed reader.
@@ -71,8 +71,8 @@ struct Orders {
 #[derive(Debug)]
 struct Pipe {
     descriptor: OwnedFd,
-    target: Target,
-    lines: Lines,
+    target: Destination,
+    lines: LineBuffer,
 }
 
 impl Printer {
@@ -97,7 +97,7 @@ impl Printer {
     }
 
     /// Queues a line.
-    pub(crate) fn line(&self, target: Target, text: &str) {
+    pub(crate) fn line(&self, target: Destination, text: &str) {
         let mut orders = self.orders();
         let length = text.len() + 1;
         if orders.waiting_bytes > 0 && orders.waiting_bytes + length > WAITING_BYTES_MAX {
@@ -120,13 +120,13 @@ impl Printer {
     pub(crate) fn print_lines_of(
         &self,
         worker: WorkerId,
-        target: Target,
+        target: Destination,
         pipe: impl Into<OwnedFd>,
     ) {
         let descriptor = pipe.into();
         // A new pipe accepts this flag.
         let _ = fcntl(&descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
-        let lines = Lines::new(worker.get(), target.is_coloured());
+        let lines = LineBuffer::new(worker.get(), target.is_coloured());
         self.orders().pipes.push(Pipe { descriptor, target, lines });
         self.waker.wake();
     }
@@ -147,7 +147,7 @@ fn wait_for(is_done: &Receiver<()>) {
     let _ = is_done.recv_timeout(LAST_PATIENCE);
 }
 
-impl Target {
+impl Destination {
     fn is_coloured(self) -> bool {
         let is_terminal = match self {
             Self::Output => std::io::stdout().is_terminal(),
@@ -188,7 +188,7 @@ fn write_all(descriptor: BorrowedFd<'_>, bytes: &mut &[u8]) -> std::result::Resu
 struct LogFile {
     path: PathBuf,
     file: File,
-    /// Lines that could not be written since the last one that was.
+    /// LineBuffer that could not be written since the last one that was.
     lost: usize,
     /// The last line is incomplete.
     is_cut: bool,
@@ -230,7 +230,7 @@ impl LogFile {
             }
         };
         if (lost > 0) != (self.lost > 0) {
-            let _ = Target::Errors.write(text.as_bytes());
+            let _ = Destination::Errors.write(text.as_bytes());
         }
     }
 
@@ -241,7 +241,7 @@ impl LogFile {
             Err(error) => {
                 let (path, why) = (self.path.display(), errno_of(&error).desc());
                 let text = format!("note: {path} cannot be opened again ({why}); going on\n");
-                let _ = Target::Errors.write(text.as_bytes());
+                let _ = Destination::Errors.write(text.as_bytes());
             }
         }
     }
@@ -314,7 +314,7 @@ impl Writer {
                 drop(orders);
                 if dropped > 0 {
                     let text = format!("{dropped} lines were lost: the reader was too slow\n");
-                    let _ = Target::Errors.write(text.as_bytes());
+                    let _ = Destination::Errors.write(text.as_bytes());
                 }
                 return end;
             };
@@ -354,7 +354,7 @@ impl Writer {
         self.write_output(target);
     }
 
-    fn write_output(&mut self, target: Target) {
+    fn write_output(&mut self, target: Destination) {
         let output = std::mem::take(&mut self.output);
         let mut escaped = Vec::with_capacity(output.len());
         escape::printed(&output, &mut escaped);
@@ -365,14 +365,14 @@ impl Writer {
 
     /// Writes some lines. On failure they are lost and the run continues; the first such failure,
     /// as of a full disk, is reported.
-    fn write(&mut self, target: Target, bytes: &[u8]) {
-        if let (Target::Log, Some(log)) = (target, &mut self.log) {
+    fn write(&mut self, target: Destination, bytes: &[u8]) {
+        if let (Destination::Log, Some(log)) = (target, &mut self.log) {
             return log.write(bytes);
         }
         let Err(errno) = target.write(bytes) else { return };
         // A closed terminal is a closed reader.
         let has_no_reader = errno == Errno::EPIPE || (errno == Errno::EIO && self.on_terminal);
-        if target != Target::Output || has_no_reader {
+        if target != Destination::Output || has_no_reader {
             return;
         }
         let mut orders = self.orders.lock().expect("nothing panics while it holds them");
@@ -380,7 +380,7 @@ impl Writer {
         drop(orders);
         if is_first {
             let text = format!("note: lines are lost: {}\n", output::failed(errno));
-            let _ = Target::Errors.write(text.as_bytes());
+            let _ = Destination::Errors.write(text.as_bytes());
         }
     }
 }

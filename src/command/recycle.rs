@@ -146,7 +146,7 @@ impl RecycleArguments {
     }
 
     /// The limit that a worker has reached, if any.
-    fn reached(&self, look: Look) -> Option<String> {
+    fn reached(&self, look: Readings) -> Option<String> {
         if self.max_requests.is_some_and(|limit| look.served >= limit.of(look.draw)) {
             return Some(format!("it has served {}", look.served));
         }
@@ -161,7 +161,7 @@ impl RecycleArguments {
 
 /// A worker's readings.
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Readings {
     served: u64,
     age_ms: u64,
     resident_bytes: Option<u64>,
@@ -255,7 +255,7 @@ fn first_due(
     let serving = snapshot.workers.into_iter().filter(|one| one.state == WorkerState::Serving);
     serving.into_iter().find_map(|worker| {
         let age = SystemTime::now().duration_since(worker.started).unwrap_or_default();
-        let look = Look {
+        let look = Readings {
             served: worker.counts.requests.max(worker.counts.claimed),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             resident_bytes: limits
@@ -273,7 +273,8 @@ fn first_due(
 mod tests {
     use super::*;
 
-    const LOOK: Look = Look { served: 100, age_ms: 5000, resident_bytes: Some(9 << 20), draw: 3 };
+    const LOOK: Readings =
+        Readings { served: 100, age_ms: 5000, resident_bytes: Some(9 << 20), draw: 3 };
 
     #[test]
     fn limits_are_read_and_nonsense_is_refused() {
@@ -307,13 +308,13 @@ mod tests {
         let requests = Some(Spread { middle: 100, jitter: 0 });
         let limits = RecycleArguments { max_requests: requests, ..none.clone() };
         assert!(limits.reached(LOOK).is_some_and(|why| why.contains("100")));
-        assert!(limits.reached(Look { served: 99, ..LOOK }).is_none());
+        assert!(limits.reached(Readings { served: 99, ..LOOK }).is_none());
         let lifetime = Some(Spread { middle: Time(5000), jitter: Time(0) });
         let limits = RecycleArguments { lifetime, ..none.clone() };
         assert!(limits.reached(LOOK).is_some_and(|why| why.contains("5 s")));
         let limits = RecycleArguments { max_rss: Some(8 << 20), ..none };
         assert!(limits.reached(LOOK).is_some_and(|why| why.contains("9 MiB")));
-        assert!(limits.reached(Look { resident_bytes: None, ..LOOK }).is_none());
+        assert!(limits.reached(Readings { resident_bytes: None, ..LOOK }).is_none());
     }
 
     #[test]

@@ -13,13 +13,13 @@ use clusterlb_sys::cpu::CpuFacts;
 use super::assembly::{restart_of, set_workers};
 use super::changes::{self, When};
 use super::cli::Cli;
-use super::line::Line;
+use super::line::CommandLine;
 use super::needs;
 use super::settings::Settings;
 
 /// The line that a run was started with, and the way to report changes.
 pub(super) struct Reloading {
-    line: Line,
+    line: CommandLine,
     cluster: Cluster,
     /// Variables that the primary sets.
     own_variables: Vec<(OsString, OsString)>,

@@ -22,7 +22,7 @@ use super::dispatching::Dispatching;
 use super::event::ConsoleEvent;
 use super::failure;
 use super::note_limit::NoteLimit;
-use super::printer::{Printer, Target};
+use super::printer::{Destination, Printer};
 use super::recycle::Recycling;
 use super::reloading::Reloading;
 use super::service_manager::ServiceManager;
@@ -464,10 +464,10 @@ impl Reporter {
     /// Reads a worker's output from its pipes, if it has any.
     fn read_pipes(&self, worker: &WorkerHandle) {
         if let Some(pipe) = worker.take_stdout() {
-            self.printer.print_lines_of(worker.id(), Target::Output, pipe);
+            self.printer.print_lines_of(worker.id(), Destination::Output, pipe);
         }
         if let Some(pipe) = worker.take_stderr() {
-            self.printer.print_lines_of(worker.id(), Target::Errors, pipe);
+            self.printer.print_lines_of(worker.id(), Destination::Errors, pipe);
         }
     }
 

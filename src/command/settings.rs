@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin_address::AdminAddress;
 use super::handler::Serve;
-use super::line::Line;
+use super::line::CommandLine;
 use super::recycle::RecycleArguments;
 
 /// Which ended workers are restarted.
@@ -164,7 +164,7 @@ pub(super) struct Settings {
     /// The log goes to a file.
     pub has_log_file: bool,
     /// The command line and its layers.
-    pub line: Line,
+    pub line: CommandLine,
     /// Variables of workers that the primary sets.
     pub own_variables: Vec<(OsString, OsString)>,
     /// Addresses of the admin interface.

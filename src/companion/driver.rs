@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::back_off::BackOff;
 use super::lines::{
-    FromCompanion, NodeAddress, Roster, ToCompanion, message_line, payload_of, v8_line,
+    FromCompanion, NodeAddress, PresentWorkers, ToCompanion, message_line, payload_of, v8_line,
 };
 use super::outbox::Outbox;
 use super::process::{Process, Starter};
@@ -43,7 +43,7 @@ pub(super) struct Driver {
     start_at: Option<Instant>,
     back_off: BackOff,
     outbox: Outbox,
-    roster: Roster,
+    roster: PresentWorkers,
     workers: BTreeMap<WorkerId, WorkerHandle>,
     told_end: bool,
 }
@@ -70,7 +70,7 @@ impl Driver {
             start_at: None,
             back_off: BackOff::default(),
             outbox: Outbox::default(),
-            roster: Roster::default(),
+            roster: PresentWorkers::default(),
             workers: BTreeMap::new(),
             told_end: false,
         }

@@ -66,13 +66,13 @@ pub(super) enum FromCompanion {
 
 /// The present workers.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
-    workers: BTreeMap<u32, Known>,
+pub(super) struct PresentWorkers {
+    workers: BTreeMap<u32, ListedWorker>,
 }
 
 /// The state of a worker.
 #[derive(Clone, Debug, Serialize)]
-struct Known {
+struct ListedWorker {
     id: u32,
     pid: u32,
     online: bool,
@@ -86,7 +86,7 @@ struct Begin<'a> {
     script: Option<&'a str>,
     /// Messages are in V8's format.
     advanced: bool,
-    workers: Vec<&'a Known>,
+    workers: Vec<&'a ListedWorker>,
 }
 
 impl ToCompanion {
@@ -141,12 +141,13 @@ fn line(value: &impl Serialize) -> Vec<u8> {
     line
 }
 
-impl Roster {
+impl PresentWorkers {
     /// Updates the workers.
     pub(super) fn update(&mut self, message: &ToCompanion) {
         match message {
             ToCompanion::Fork { id, pid } => {
-                let known = Known { id: *id, pid: *pid, online: false, listening: Vec::new() };
+                let known =
+                    ListedWorker { id: *id, pid: *pid, online: false, listening: Vec::new() };
                 self.workers.insert(*id, known);
             }
             ToCompanion::Online { id } => {
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_companion_that_starts_later_learns_of_those_that_live() {
-        let mut roster = Roster::default();
+        let mut roster = PresentWorkers::default();
         for message in [
             ToCompanion::Fork { id: 1, pid: 11 },
             ToCompanion::Fork { id: 2, pid: 12 },

@@ -12,7 +12,7 @@ use std::sync::mpsc::SyncSender;
 use nix::errno::Errno;
 
 use super::bind_retry::BindRetry;
-use super::listen_request::{Key, ListenRequest, Opening, Origin};
+use super::listen_request::{Key, ListenRequest, Opening, Requester};
 use super::listeners::Bounds;
 use super::reuseport::{Opened, SocketOwners};
 use super::{ControlPlane, WorkerEntry};
@@ -53,7 +53,7 @@ impl ControlPlane {
             blocking: settings.dialect == Dialect::ListenFds,
             ..opening(&cluster_settings, None)
         };
-        let origin = Origin::Program { answer };
+        let origin = Requester::Program { answer };
         self.bind_or_share(
             ListenRequest { key, candidates: None, opening, origin },
             BindRetry::until_ns(),
@@ -73,7 +73,7 @@ impl ControlPlane {
             // It is leaving and does not wait for an answer.
             return;
         }
-        let origin = Origin::Native { worker: id, sequence };
+        let origin = Requester::Native { worker: id, sequence };
         match resolvable(address) {
             Ok(address) => {
                 let index = worker_entry.count_in(Key::new(&address, options, 0));
@@ -84,7 +84,7 @@ impl ControlPlane {
         }
     }
 
-    pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Origin) {
+    pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Requester) {
         let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
         let (opening, allowed) = (opening(settings, backlog), settings.allows(&key.address));
         let request = ListenRequest { key, candidates: None, opening, origin };
@@ -109,8 +109,8 @@ impl ControlPlane {
     }
 
     /// In Node the preload reads it.
-    fn cannot_read_header(&self, origin: &Origin) -> bool {
-        let Origin::Node { worker, .. } = origin else { return false };
+    fn cannot_read_header(&self, origin: &Requester) -> bool {
+        let Requester::Node { worker, .. } = origin else { return false };
         let worker_entry = self.workers.get(worker);
         worker_entry.is_some_and(|one| !one.state().view.program_reports())
     }
@@ -200,7 +200,7 @@ impl ControlPlane {
                 return self.decline(request, error);
             }
             entry.held = true;
-            if let Origin::Program { answer } = request.origin {
+            if let Requester::Program { answer } = request.origin {
                 drop(answer.send(Ok((listener, entry.address.clone()))));
             }
             return;
@@ -233,7 +233,7 @@ impl ControlPlane {
         }
     }
 
-    fn answer(&mut self, listener: ListenerId, origin: &Origin, descriptor: Option<OwnedFd>) {
+    fn answer(&mut self, listener: ListenerId, origin: &Requester, descriptor: Option<OwnedFd>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let (address, datagram) = (entry.address.clone(), !entry.is_stream());
         let key = entry.key.clone();
@@ -241,11 +241,11 @@ impl ControlPlane {
         let counted = settings.is_some_and(|settings| settings.is_counted_by_kernel());
         let proxy_protocol = self.expects_header(&key);
         match *origin {
-            Origin::Native { worker, sequence } => {
+            Requester::Native { worker, sequence } => {
                 let message = ToWorker::Listening { sequence, listener, address, proxy_protocol };
                 self.send(worker, &message, descriptor.into_iter().collect());
             }
-            Origin::Node { worker, query } => {
+            Requester::Node { worker, query } => {
                 let worker_entry = self.workers.get_mut(&worker);
                 if let Some(WorkerDialect::Node(node)) = worker_entry.map(|one| &mut one.dialect) {
                     node.unannounced.push(listener);
@@ -259,7 +259,7 @@ impl ControlPlane {
                 };
                 self.answer_node(worker, query, answer, descriptor);
             }
-            Origin::Program { .. } => {}
+            Requester::Program { .. } => {}
         }
     }
 
@@ -272,18 +272,18 @@ impl ControlPlane {
         self.refuse(request.origin, &error);
     }
 
-    pub(crate) fn refuse(&mut self, origin: Origin, error: &Error) {
+    pub(crate) fn refuse(&mut self, origin: Requester, error: &Error) {
         let worker = origin.worker();
         let (step, errno) = step_and_errno(error);
         match origin {
-            Origin::Native { worker, sequence } => {
+            Requester::Native { worker, sequence } => {
                 let message = ToWorker::ListenFailed { sequence, step, errno };
                 self.send(worker, &message, vec![]);
             }
-            Origin::Node { worker, query } => {
+            Requester::Node { worker, query } => {
                 self.answer_node(worker, query, Answer::Fail(Errno::from_raw(errno)), None);
             }
-            Origin::Program { answer } => drop(answer.send(Err(error.clone()))),
+            Requester::Program { answer } => drop(answer.send(Err(error.clone()))),
         }
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get(&worker)) {
             let worker = worker_entry.handle();

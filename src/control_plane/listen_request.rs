@@ -19,12 +19,12 @@ pub(crate) struct ListenRequest {
     /// The addresses for the key, once looked up.
     pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
-    pub(crate) origin: Origin,
+    pub(crate) origin: Requester,
 }
 
 /// The origin of a request, which gets the answer.
 #[derive(Debug)]
-pub(crate) enum Origin {
+pub(crate) enum Requester {
     /// A native worker wants to serve it.
     Native { worker: WorkerId, sequence: u32 },
     /// A Node worker wants to serve it.
@@ -33,7 +33,7 @@ pub(crate) enum Origin {
     Program { answer: SyncSender<Result<(ListenerId, String)>> },
 }
 
-impl Origin {
+impl Requester {
     pub(crate) fn worker(&self) -> Option<WorkerId> {
         match self {
             Self::Native { worker, .. } | Self::Node { worker, .. } => Some(*worker),

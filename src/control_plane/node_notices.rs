@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::listen_request::{Key, Origin};
+use super::listen_request::{Key, Requester};
 use super::{
     ControlPlane, NOTICE_BYTES_A_TURN_MAX, NOTICES, NOTICES_A_TURN_MAX, REMOVALS, WorkerEntry,
 };
@@ -192,7 +192,7 @@ impl ControlPlane {
         if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
         }
-        let origin = Origin::Node { worker: id, query };
+        let origin = Requester::Node { worker: id, query };
         match listen_query::address_of(request) {
             Ok((address, options)) => {
                 let key = Key::new(&address, options, request.index);

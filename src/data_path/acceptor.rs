@@ -29,7 +29,7 @@ const LAST_ACCEPTS_MAX: usize = 65_536;
 const BY_HAND_MAX: u32 = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum AcceptorState {
     Off,
     Armed,
     /// Accepted from by hand, once the watch reports an arrival.
@@ -49,7 +49,7 @@ enum State {
 pub(super) struct Acceptor {
     pub(super) id: ListenerId,
     listener: Option<Arc<Listener>>,
-    state: State,
+    state: AcceptorState,
     /// Descriptors reserved for other uses than accepted connections.
     held_back: u64,
     /// Its position in the table, which completions name.
@@ -81,7 +81,7 @@ impl Acceptor {
         Self {
             id,
             listener: Some(listener),
-            state: State::Off,
+            state: AcceptorState::Off,
             held_back,
             place: u32::try_from(place).expect("listeners are bounded"),
             number,
@@ -198,8 +198,8 @@ impl Acceptor {
     /// Begins accepting, unless it is armed already or must pause.
     pub(super) fn arm(&mut self, ring: &mut Engine, now_ns: u64) {
         match self.state {
-            State::Off | State::Watched => {}
-            State::Starved { until_ns } if until_ns <= now_ns => {}
+            AcceptorState::Off | AcceptorState::Watched => {}
+            AcceptorState::Starved { until_ns } if until_ns <= now_ns => {}
             _ => return,
         }
         let Some(listener) = &self.listener else {
@@ -208,27 +208,32 @@ impl Acceptor {
         ring.accept_many(self.key(), listener.as_fd());
         // The kernel uses the descriptor limit in force when it sees the accept.
         limits::with_descriptors_held_back(self.held_back, || ring.submit());
-        self.state = State::Armed;
+        self.state = AcceptorState::Armed;
     }
 
     /// Pauses accepting: connections wait in the kernel's backlog.
     pub(super) fn pause(&mut self, ring: &mut Engine) {
         match self.state {
-            State::Armed => {
-                self.state = State::Stopping;
+            AcceptorState::Armed => {
+                self.state = AcceptorState::Stopping;
                 ring.cancel_accept(self.key());
             }
             // No retry while accepting is paused.
-            State::Starved { .. } => self.state = State::Off,
-            State::Off | State::Watched | State::Stopping | State::Closed => {}
+            AcceptorState::Starved { .. } => self.state = AcceptorState::Off,
+            AcceptorState::Off
+            | AcceptorState::Watched
+            | AcceptorState::Stopping
+            | AcceptorState::Closed => {}
         }
     }
 
     /// Whether connections may be taken by hand now. Ends a multishot accept first.
     pub(super) fn begin_by_hand(&mut self, ring: &mut Engine, now_ns: u64) -> bool {
         match self.state {
-            State::Armed => self.pause(ring),
-            State::Starved { until_ns } if until_ns <= now_ns => self.state = State::Off,
+            AcceptorState::Armed => self.pause(ring),
+            AcceptorState::Starved { until_ns } if until_ns <= now_ns => {
+                self.state = AcceptorState::Off
+            }
             _ => {}
         }
         self.is_ready()
@@ -236,7 +241,7 @@ impl Acceptor {
 
     /// Whether accepting by hand may find a connection.
     pub(super) fn is_ready(&self) -> bool {
-        self.state == State::Off && self.listener.is_some()
+        self.state == AcceptorState::Off && self.listener.is_some()
     }
 
     /// Accepts at most this many from the backlog.
@@ -251,10 +256,10 @@ impl Acceptor {
                     // The client closed while it was queued.
                     Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                     Ok(None) => break,
-                    Err(_) => return State::Starved { until_ns: now_ns + STARVED_NS },
+                    Err(_) => return AcceptorState::Starved { until_ns: now_ns + STARVED_NS },
                 }
             }
-            State::Off
+            AcceptorState::Off
         };
         // Reserves as many descriptors as the ring does.
         self.state = limits::with_descriptors_held_back(self.held_back, accept);
@@ -265,15 +270,15 @@ impl Acceptor {
     pub(super) fn await_next(&mut self) -> bool {
         let waits = self.is_ready();
         if waits {
-            self.state = State::Watched;
+            self.state = AcceptorState::Watched;
         }
         waits
     }
 
     /// The watch reports an arrival.
     pub(super) fn has_come(&mut self) {
-        if self.state == State::Watched {
-            self.state = State::Off;
+        if self.state == AcceptorState::Watched {
+            self.state = AcceptorState::Off;
         }
     }
 
@@ -284,8 +289,8 @@ impl Acceptor {
         armed: bool,
         now_ns: u64,
     ) -> Option<OwnedFd> {
-        if !armed && self.state != State::Closed {
-            self.state = State::Off;
+        if !armed && self.state != AcceptorState::Closed {
+            self.state = AcceptorState::Off;
         }
         match outcome {
             Ok(socket) => return Some(socket),
@@ -293,7 +298,9 @@ impl Acceptor {
             Err(Errno::ECANCELED | Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
             // Out of descriptors or memory: the client waits in the backlog, and arming again at
             // once would fail at once.
-            Err(_) if !armed => self.state = State::Starved { until_ns: now_ns + STARVED_NS },
+            Err(_) if !armed => {
+                self.state = AcceptorState::Starved { until_ns: now_ns + STARVED_NS }
+            }
             Err(_) => {}
         }
         None
@@ -301,12 +308,12 @@ impl Acceptor {
 
     /// Whether nothing is armed, so that the listener can be closed.
     pub(super) fn is_quiet(&self) -> bool {
-        !matches!(self.state, State::Armed | State::Stopping)
+        !matches!(self.state, AcceptorState::Armed | AcceptorState::Stopping)
     }
 
     /// Whether the listener is closed.
     pub(super) fn is_closed(&self) -> bool {
-        self.state == State::Closed
+        self.state == AcceptorState::Closed
     }
 
     /// Accepts what waits in the backlog and closes the listener. If descriptors run out, it stays
@@ -326,20 +333,20 @@ impl Acceptor {
                 // The client closed while it was queued.
                 Err(Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO) => {}
                 Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                    self.state = State::Starved { until_ns: now_ns + STARVED_NS };
+                    self.state = AcceptorState::Starved { until_ns: now_ns + STARVED_NS };
                     return;
                 }
                 Ok(None) | Err(_) => break,
             }
         }
         self.listener = None;
-        self.state = State::Closed;
+        self.state = AcceptorState::Closed;
     }
 
     /// When a starved accept may be retried.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         match self.state {
-            State::Starved { until_ns } => Some(until_ns),
+            AcceptorState::Starved { until_ns } => Some(until_ns),
             _ => None,
         }
     }

@@ -11,7 +11,7 @@ use crate::protocol::scoreboard::Wake;
 
 /// The state of a listener at one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Supply {
     /// None of its connections waits, and a worker has room.
     Accept,
     /// Living workers serve it and none has room, or its waiting connections are not handed over
@@ -111,32 +111,32 @@ impl DataPath {
                 continue;
             }
             let verdict = self.judge(id);
-            self.intake.note_pause(id, open && verdict != Verdict::Accept, self.now_ns);
-            self.intake.note_served(id, !open || verdict != Verdict::Unserved, self.now_ns);
+            self.intake.note_pause(id, open && verdict != Supply::Accept, self.now_ns);
+            self.intake.note_served(id, !open || verdict != Supply::Unserved, self.now_ns);
             // A listener with several sockets may be there several times.
-            if verdict == Verdict::Short && self.short.last() != Some(&id) {
+            if verdict == Supply::Short && self.short.last() != Some(&id) {
                 self.short.push(id);
             }
             if leaving {
                 continue;
             }
-            if open && verdict == Verdict::Accept {
+            if open && verdict == Supply::Accept {
                 self.begin_accepting(place, id);
-            } else if pauses || verdict == Verdict::Unserved {
+            } else if pauses || verdict == Supply::Unserved {
                 let acceptor = self.acceptors[place].as_mut();
                 acceptor.expect("it was there").pause(&mut self.ring);
             }
         }
     }
 
-    fn judge(&mut self, listener: ListenerId) -> Verdict {
+    fn judge(&mut self, listener: ListenerId) -> Supply {
         let takes = self.roster.has_room(listener);
         if takes && self.intake.len_of(listener) == 0 {
-            Verdict::Accept
+            Supply::Accept
         } else if takes || self.roster.is_served(listener) {
-            Verdict::Short
+            Supply::Short
         } else {
-            Verdict::Unserved
+            Supply::Unserved
         }
     }
 

@@ -42,7 +42,7 @@ pub use live_counts::LiveCounts;
 pub use messages::Returned;
 pub use messages::{Command, DataPathReport, Endpoints};
 use outliers::Looked;
-use steal::Watch;
+use steal::ArrivalWatch;
 pub use steering::OwnSocketRules;
 use steering::Steerer;
 
@@ -68,7 +68,7 @@ pub struct DataPath {
     /// Number of closing acceptors.
     removals: usize,
     /// Watches sockets that workers accept from.
-    watch: Watch,
+    watch: ArrivalWatch,
     hang_after_ns: Option<u64>,
     /// Sets the kernel's choice among these sockets.
     steerer: Steerer,
@@ -148,7 +148,7 @@ impl DataPath {
             endpoints,
             acceptors: Vec::new(),
             removals: 0,
-            watch: Watch::new()?,
+            watch: ArrivalWatch::new()?,
             hang_after_ns,
             steerer: Steerer::new(policy, scheduling.limits),
             workers_planned: workers,

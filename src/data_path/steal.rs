@@ -25,11 +25,11 @@ const TOLD_MAX: usize = 64;
 /// Reports arrivals in queues. An epoll set, because it holds no reference to its members: a poll
 /// of the ring would keep a socket listening that every owner has closed.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct ArrivalWatch {
     pub(super) epoll: Epoll,
 }
 
-impl Watch {
+impl ArrivalWatch {
     pub(super) fn new() -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let epoll = epoll.map_err(|errno| Error::system("create an epoll set", errno))?;

@@ -56,7 +56,7 @@ pub(crate) enum Sent {
     ToBridge(UserMessageOut),
 }
 
-/// What starting a worker takes, whatever its dialect.
+/// What every dialect needs to start a worker.
 #[derive(Debug)]
 pub(crate) struct Spawn<'a> {
     pub(crate) id: WorkerId,
@@ -81,8 +81,8 @@ pub(crate) struct Descriptors<'a> {
 pub(crate) type Named<T> = (&'static str, T);
 
 impl WorkerStart<'_> {
-    /// Whether the worker has an inbox. The bridge holds a Node worker's, and the end of that inbox
-    /// tells it that nothing more will come, even if the primary hands nothing over.
+    /// Whether the worker has an inbox. A Node worker always has one: the bridge holds it, and its
+    /// end tells the bridge that nothing more will come.
     pub(crate) fn has_inbox(&self, hands_over: bool) -> bool {
         hands_over || matches!(self, Self::Node(_))
     }
@@ -92,7 +92,7 @@ impl WorkerStart<'_> {
         matches!(self, Self::Native(_))
     }
 
-    /// Whether the worker writes its counters, and no bridge in its name.
+    /// Whether the worker writes its own counters. The bridge writes those of a Node worker.
     pub(crate) fn is_native(&self) -> bool {
         !matches!(self, Self::Node(_))
     }
@@ -102,7 +102,7 @@ impl WorkerStart<'_> {
         !matches!(self, Self::ListenFds(_))
     }
 
-    /// The descriptors that it inherits under numbers of the primary's choice.
+    /// The descriptors that it inherits under numbers that the primary chooses.
     pub(crate) fn inherited<'b>(
         &'b self,
         descriptors: &Descriptors<'b>,
@@ -135,7 +135,7 @@ impl WorkerStart<'_> {
         }
     }
 
-    /// Adds the variables of this dialect to those that the worker gets anyway.
+    /// Adds this dialect's variables to those that every worker gets.
     pub(crate) fn add_variables(
         &self,
         spawn: &Spawn<'_>,

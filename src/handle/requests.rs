@@ -138,12 +138,12 @@ pub(crate) struct ForkRequest {
 pub(crate) struct ControlHandle {
     requests: Sender<Request>,
     waker: Arc<Waker>,
-    outcome: Arc<Outcome>,
+    outcome: Arc<ControlPlaneEnd>,
 }
 
 /// The end of the control plane.
 #[derive(Debug, Default)]
-struct Outcome {
+struct ControlPlaneEnd {
     /// Why it failed.
     failure: OnceLock<Error>,
     /// Its thread has left nothing behind.
@@ -155,7 +155,7 @@ struct Outcome {
 #[derive(Debug)]
 pub(crate) struct CompletionGuard {
     completion: Completion,
-    outcome: Arc<Outcome>,
+    outcome: Arc<ControlPlaneEnd>,
 }
 
 impl Drop for CompletionGuard {

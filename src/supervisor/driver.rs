@@ -13,18 +13,18 @@ use std::time::{Duration, SystemTime};
 
 use super::event::SupervisorEvent;
 use super::handle::{
-    Order, PublishedWorker, Request, SlotSnapshot, SlotState, SupervisorHandle, SupervisorStage,
-    WorkerState, moment,
+    Order, PublishedWorker, SlotSnapshot, SlotState, SupervisorHandle, SupervisorRequest,
+    SupervisorStage, WorkerState, moment,
 };
 use super::reload_changes::BeforeReload;
-use super::signals::{Terminal, Wish};
+use super::signals::{SignalEffect, Terminal};
 use super::state::{Action, Child, GoalRefusal, Name, Occupancy, Role, RunStage, State, Ticket};
 use super::{Finished, OnEvent, READY, ReadyAfter, failures};
 use crate::settings::Dialect;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::listening;
 use crate::sys::process::reap_orphans;
-use crate::sys::signal::{Received, Signal, Signals};
+use crate::sys::signal::{ReceivedSignal, Signal, Signals};
 use crate::{
     Cluster, Completion, Error, ErrorKind, Event, Events, ForkOptions, ListenerId,
     ListeningAddress, Result, WorkerHandle, WorkerId,
@@ -141,22 +141,22 @@ impl Driver {
         Ok(())
     }
 
-    fn on_signal(&mut self, received: Received) {
+    fn on_signal(&mut self, received: ReceivedSignal) {
         let (signal, now_ns) = (received.signal, monotonic_ns());
         match self.terminal.wish(received) {
-            Wish::Reload => self.reload(None),
-            Wish::Stop => {
+            SignalEffect::Reload => self.reload(None),
+            SignalEffect::Stop => {
                 if self.state.stop_or_force(&signal.to_string(), now_ns) {
                     self.forced_by = Some(signal);
                 }
             }
-            Wish::HangUp => {
+            SignalEffect::HangUp => {
                 self.state.stop("its terminal was closed".into(), self.grace, now_ns);
             }
-            Wish::Step(step) => self.on_step(signal, step),
-            Wish::Reap => drop(reap_orphans()),
-            Wish::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
-            Wish::Ignore => {}
+            SignalEffect::Step(step) => self.on_step(signal, step),
+            SignalEffect::Reap => drop(reap_orphans()),
+            SignalEffect::Nothing => self.emit(&SupervisorEvent::SignalUnused { signal }),
+            SignalEffect::Ignore => {}
         }
     }
 
@@ -166,7 +166,7 @@ impl Driver {
         match slots.checked_add_signed(step) {
             Some(slots) if super::ensure_count(slots).is_ok() => {
                 // The signal's sender waits for nothing.
-                drop(self.on_request(Request::Scale(slots)));
+                drop(self.on_request(SupervisorRequest::Scale(slots)));
             }
             _ => self.emit(&SupervisorEvent::SignalUnused { signal }),
         }
@@ -204,23 +204,23 @@ impl Driver {
     }
 
     /// Accepts a request. The completion reports the outcome, a refusal at once.
-    fn on_request(&mut self, request: Request) -> Completion {
+    fn on_request(&mut self, request: SupervisorRequest) -> Completion {
         let now_ns = monotonic_ns();
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let completion = Completion::default();
         self.waiting.insert(ticket, completion.clone());
         match request {
-            Request::Reload => self.reload(Some(ticket)),
-            Request::Scale(workers) => self.state.scale(workers, ticket, now_ns),
-            Request::Stop(grace) => {
+            SupervisorRequest::Reload => self.reload(Some(ticket)),
+            SupervisorRequest::Scale(workers) => self.state.scale(workers, ticket, now_ns),
+            SupervisorRequest::Stop(grace) => {
                 let grace = grace.unwrap_or(self.grace);
                 self.state.stop("it was asked for".into(), grace, now_ns);
                 self.state.await_end(ticket);
             }
-            Request::Replace(worker) => self.state.replace_worker(worker, ticket, now_ns),
-            Request::Drain(worker) => self.state.drain_worker(worker, ticket, now_ns),
-            Request::Kill(worker) => self.state.kill_worker(worker, ticket),
+            SupervisorRequest::Replace(worker) => self.state.replace_worker(worker, ticket, now_ns),
+            SupervisorRequest::Drain(worker) => self.state.drain_worker(worker, ticket, now_ns),
+            SupervisorRequest::Kill(worker) => self.state.kill_worker(worker, ticket),
         }
         completion
     }

@@ -26,13 +26,13 @@ pub struct SupervisorHandle {
 /// A request, and where its answer goes.
 #[derive(Debug)]
 pub(super) struct Order {
-    pub(super) request: Request,
+    pub(super) request: SupervisorRequest,
     pub(super) answer: SyncSender<Result<Completion>>,
 }
 
 /// A request to a supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+pub(super) enum SupervisorRequest {
     Reload,
     Scale(u16),
     Stop(Option<Duration>),
@@ -195,7 +195,7 @@ impl SupervisorHandle {
         Ok((Self { shared: Arc::new(shared), requests }, received))
     }
 
-    fn ask(&self, request: Request) -> Result<Completion> {
+    fn ask(&self, request: SupervisorRequest) -> Result<Completion> {
         let (answer, answered) = sync_channel(1);
         match self.requests.try_send(Order { request, answer }) {
             Ok(()) => {}
@@ -213,7 +213,7 @@ impl SupervisorHandle {
     /// # Errors
     /// The run is ending or has ended; too many requests wait.
     pub fn reload(&self) -> Result<Completion> {
-        self.ask(Request::Reload)
+        self.ask(SupervisorRequest::Reload)
     }
 
     /// Changes the number of slots, and so of workers: from 1 to 1024. New workers are started at
@@ -226,7 +226,7 @@ impl SupervisorHandle {
     /// wait.
     pub fn scale(&self, workers: u16) -> Result<Completion> {
         super::ensure_count(workers)?;
-        self.ask(Request::Scale(workers))
+        self.ask(SupervisorRequest::Scale(workers))
     }
 
     /// Ends the run in order: accepting stops, and workers have this long to finish their
@@ -235,7 +235,7 @@ impl SupervisorHandle {
     /// # Errors
     /// The run has ended; too many requests wait.
     pub fn stop(&self, grace: Option<Duration>) -> Result<Completion> {
-        self.ask(Request::Stop(grace))
+        self.ask(SupervisorRequest::Stop(grace))
     }
 
     /// Replaces one worker as a reload does. Completes when it has been replaced, or when that
@@ -244,7 +244,7 @@ impl SupervisorHandle {
     /// # Errors
     /// [`ErrorKind::NoSuchWorker`]; the run does not serve; too many requests wait.
     pub fn replace(&self, worker: WorkerId) -> Result<Completion> {
-        self.ask(Request::Replace(worker))
+        self.ask(SupervisorRequest::Replace(worker))
     }
 
     /// Lets one worker leave, and starts another one for its slot without waiting for its end.
@@ -253,7 +253,7 @@ impl SupervisorHandle {
     /// # Errors
     /// As [`replace`](Self::replace).
     pub fn drain(&self, worker: WorkerId) -> Result<Completion> {
-        self.ask(Request::Drain(worker))
+        self.ask(SupervisorRequest::Drain(worker))
     }
 
     /// Kills one worker; it is replaced like any that ends. Completes when it has ended.
@@ -261,7 +261,7 @@ impl SupervisorHandle {
     /// # Errors
     /// [`ErrorKind::NoSuchWorker`]; too many requests wait.
     pub fn kill(&self, worker: WorkerId) -> Result<Completion> {
-        self.ask(Request::Kill(worker))
+        self.ask(SupervisorRequest::Kill(worker))
     }
 
     /// A snapshot: stage, slots and workers with their counts. Reads memory, asks no thread, and is

@@ -5,7 +5,7 @@
 
 use crate::Signal;
 use crate::sys::inherited;
-use crate::sys::signal::{Origin, Received};
+use crate::sys::signal::{Origin, ReceivedSignal};
 use crate::sys::terminal;
 
 /// Every signal that a supervisor receives instead of its default action.
@@ -24,7 +24,7 @@ pub(super) const RECEIVED: [Signal; 10] = [
 
 /// The effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum SignalEffect {
     /// Replace the workers.
     Reload,
     /// End in order; a second time at once.
@@ -63,19 +63,21 @@ impl Terminal {
     }
 
     /// The effect of a signal.
-    pub(super) fn wish(self, received: Received) -> Wish {
-        let Received { signal, origin } = received;
+    pub(super) fn wish(self, received: ReceivedSignal) -> SignalEffect {
+        let ReceivedSignal { signal, origin } = received;
         match signal {
-            Signal::SIGCHLD => Wish::Reap,
+            Signal::SIGCHLD => SignalEffect::Reap,
             Signal::SIGHUP => self.hangup(self.is_closed(origin, terminal::is_present)),
             // What stops containers of LXC, and what tells of a power failure.
-            Signal::SIGPWR => Wish::Stop,
-            Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => Wish::Stop,
+            Signal::SIGPWR => SignalEffect::Stop,
+            Signal::SIGINT | Signal::SIGTERM | Signal::SIGQUIT | Signal::SIGUSR2 => {
+                SignalEffect::Stop
+            }
             // The kernel sends them to background jobs that use the terminal.
-            Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => Wish::Ignore,
-            Signal::SIGTTIN => Wish::Step(1),
-            Signal::SIGTTOU => Wish::Step(-1),
-            _ => Wish::Nothing,
+            Signal::SIGTTIN | Signal::SIGTTOU if origin == Origin::Kernel => SignalEffect::Ignore,
+            Signal::SIGTTIN => SignalEffect::Step(1),
+            Signal::SIGTTOU => SignalEffect::Step(-1),
+            _ => SignalEffect::Nothing,
         }
     }
 
@@ -87,11 +89,11 @@ impl Terminal {
         }
     }
 
-    fn hangup(self, is_closed: bool) -> Wish {
+    fn hangup(self, is_closed: bool) -> SignalEffect {
         match (is_closed, self.outlived) {
-            (false, _) => Wish::Reload,
-            (true, false) => Wish::HangUp,
-            (true, true) => Wish::Ignore,
+            (false, _) => SignalEffect::Reload,
+            (true, false) => SignalEffect::HangUp,
+            (true, true) => SignalEffect::Ignore,
         }
     }
 }
@@ -115,25 +117,28 @@ mod tests {
         }
         let service = Terminal { present: false, leader: Some(7), outlived: false };
         assert!(!service.is_closed(Origin::Process(7), || false));
-        assert_eq!(TERMINAL.hangup(true), Wish::HangUp);
+        assert_eq!(TERMINAL.hangup(true), SignalEffect::HangUp);
         let nohup = Terminal { outlived: true, ..TERMINAL };
-        assert_eq!((nohup.hangup(true), nohup.hangup(false)), (Wish::Ignore, Wish::Reload));
+        assert_eq!(
+            (nohup.hangup(true), nohup.hangup(false)),
+            (SignalEffect::Ignore, SignalEffect::Reload)
+        );
     }
 
     #[test]
     fn a_job_in_the_background_is_no_wish_for_more_or_fewer_workers() {
         for (signal, step) in [(Signal::SIGTTIN, 1), (Signal::SIGTTOU, -1)] {
-            let wish = |origin| TERMINAL.wish(Received { signal, origin });
-            assert_eq!(wish(Origin::Process(8)), Wish::Step(step));
-            assert_eq!(wish(Origin::Kernel), Wish::Ignore);
+            let wish = |origin| TERMINAL.wish(ReceivedSignal { signal, origin });
+            assert_eq!(wish(Origin::Process(8)), SignalEffect::Step(step));
+            assert_eq!(wish(Origin::Kernel), SignalEffect::Ignore);
         }
     }
 
     #[test]
     fn no_signal_is_left_without_a_meaning() {
         for signal in RECEIVED {
-            let wish = TERMINAL.wish(Received { signal, origin: Origin::Process(8) });
-            assert_ne!(wish, Wish::Ignore, "{signal}");
+            let wish = TERMINAL.wish(ReceivedSignal { signal, origin: Origin::Process(8) });
+            assert_ne!(wish, SignalEffect::Ignore, "{signal}");
         }
     }
 }

@@ -78,7 +78,7 @@ impl Amount {
 
 /// The share of one sender.
 #[derive(Debug, Default)]
-struct Share {
+struct SenderShare {
     amount: Amount,
     full: bool,
 }
@@ -99,7 +99,7 @@ struct State<T> {
     items: VecDeque<T>,
     bytes: usize,
     full: bool,
-    shares: BTreeMap<u32, Share>,
+    shares: BTreeMap<u32, SenderShare>,
     closed: bool,
     wakers: Vec<task::Waker>,
 }

@@ -21,7 +21,7 @@ use crate::sys::listener::Listener as Socket;
 
 /// What a worker has received, claimed and finished.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub(super) struct WorkerIntake {
     pub(super) end: WorkerEnd,
     /// Source of the primary's sockets; `None` if the workers accept.
     inbox: Option<Inbox>,
@@ -77,7 +77,7 @@ pub(super) enum Taken {
     Failed(Errno),
 }
 
-impl Intake {
+impl WorkerIntake {
     pub(super) fn new(end: WorkerEnd, inbox: Option<Inbox>) -> Self {
         Self { end, inbox, queues: BTreeMap::new(), exclusive: 0, open: 0, strays: Vec::new() }
     }

@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::connection::Connection;
 use super::intake::{Claims, QueueKey, Taken};
-use super::proxied::{Found, Proxied};
+use super::proxied::{HeaderOutcome, Proxied};
 use super::shared::Shared;
 use super::wait_set::Waiting;
 use crate::address::Endpoint;
@@ -112,12 +112,12 @@ impl Listener {
                 },
             };
             match found {
-                Found::Whole(connection) => {
+                HeaderOutcome::Whole(connection) => {
                     self.notice_last(proxied);
                     return Ok(Poll::Ready(Some(connection)));
                 }
-                Found::Waiting => {}
-                Found::Refused(connection) => {
+                HeaderOutcome::Waiting => {}
+                HeaderOutcome::Refused(connection) => {
                     self.shared.intake().end.add(Statistic::HeadersRefused, 1);
                     drop(connection);
                     self.notice_last(proxied);

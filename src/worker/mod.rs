@@ -46,7 +46,7 @@ use crate::sys::listener::{Listener as Socket, OpenOptions};
 use crate::sys::waker::Waker;
 use crate::sys::{cpu, limits, process};
 use inbox::Inbox;
-use intake::{Intake, QueueKey};
+use intake::{QueueKey, WorkerIntake};
 use shared::{Shared, State};
 
 /// How long a worker that exits may take to send its last message.
@@ -101,7 +101,7 @@ impl Worker {
             serialization: inheritance.serialization,
             outgoing: Mutex::new(outgoing),
             waker: Arc::clone(&waker),
-            intake: Mutex::new(Intake::new(
+            intake: Mutex::new(WorkerIntake::new(
                 WorkerEnd::open(inheritance.page, inheritance.waker)?,
                 inbox.clone().map(Inbox::new).transpose()?,
             )),

@@ -32,11 +32,11 @@ pub(super) struct Proxied {
     /// The sockets and the timer. Callers of the listener wait for it, too.
     epoll: Epoll,
     timer: TimerFd,
-    state: Mutex<State>,
+    state: Mutex<ProxiedState>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct ProxiedState {
     waiting: BTreeMap<u64, Partial>,
     last: u64,
     /// Deadlines in their order, also of connections that wait no longer.
@@ -54,7 +54,7 @@ struct Partial {
 
 /// What became of a connection.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum HeaderOutcome {
     /// It has its header.
     Whole(Connection),
     /// It waits for more of it.
@@ -75,38 +75,38 @@ impl Proxied {
         Ok(Self { epoll, timer, state: Mutex::default() })
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, ProxiedState> {
         self.state.lock().expect("nothing panics while it holds the headers")
     }
 
     /// Looks for the header of a new connection, and waits for it if it has not arrived.
-    pub(super) fn begin(&self, connection: Connection) -> Found {
+    pub(super) fn begin(&self, connection: Connection) -> HeaderOutcome {
         let mut partial = Partial { connection, bytes: Vec::new() };
         match partial.read() {
-            Ok(Some(header)) => Found::Whole(partial.connection.proxied(header)),
+            Ok(Some(header)) => HeaderOutcome::Whole(partial.connection.proxied(header)),
             Ok(None) => self.wait_for(partial),
-            Err(Refusal) => Found::Refused(partial.connection),
+            Err(NoHeader) => HeaderOutcome::Refused(partial.connection),
         }
     }
 
-    fn wait_for(&self, partial: Partial) -> Found {
+    fn wait_for(&self, partial: Partial) -> HeaderOutcome {
         let mut state = self.state();
         state.last += 1;
         let token = state.last;
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         if self.epoll.add(&partial.connection, event).is_err() {
             // Memory is exhausted.
-            return Found::Refused(partial.connection);
+            return HeaderOutcome::Refused(partial.connection);
         }
         let limit_ns = u64::try_from(HEADER_LIMIT.as_nanos()).expect("a few seconds");
         state.waiting.insert(token, partial);
         state.add_deadline(monotonic_ns() + limit_ns, token);
         self.set_timer(&state);
-        Found::Waiting
+        HeaderOutcome::Waiting
     }
 
     /// The next connection whose waiting ends; `None` while none does.
-    pub(super) fn next(&self) -> Option<Found> {
+    pub(super) fn next(&self) -> Option<HeaderOutcome> {
         let mut ready = [EpollEvent::empty()];
         let mut state = self.state();
         loop {
@@ -119,7 +119,7 @@ impl Proxied {
                     self.set_timer(&state);
                     continue;
                 };
-                return Some(Found::Refused(self.forget(late)));
+                return Some(HeaderOutcome::Refused(self.forget(late)));
             }
             let Some(partial) = state.waiting.get_mut(&token) else { continue };
             match partial.read() {
@@ -128,8 +128,8 @@ impl Proxied {
                     let partial = state.waiting.remove(&token).expect("it was there");
                     let connection = self.forget(partial);
                     return Some(match result {
-                        Ok(Some(header)) => Found::Whole(connection.proxied(header)),
-                        _ => Found::Refused(connection),
+                        Ok(Some(header)) => HeaderOutcome::Whole(connection.proxied(header)),
+                        _ => HeaderOutcome::Refused(connection),
                     });
                 }
             }
@@ -144,7 +144,7 @@ impl Proxied {
     }
 
     /// Sets the timer to the first deadline.
-    fn set_timer(&self, state: &State) {
+    fn set_timer(&self, state: &ProxiedState) {
         let set = match state.deadlines.front() {
             Some((at_ns, _)) => {
                 let at = Duration::from_nanos(*at_ns);
@@ -157,7 +157,7 @@ impl Proxied {
     }
 }
 
-impl State {
+impl ProxiedState {
     /// Whether a connection waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -187,31 +187,31 @@ impl State {
 
 /// The connection has no header, and no longer a chance of one.
 #[derive(Clone, Copy, Debug)]
-struct Refusal;
+struct NoHeader;
 
 impl Partial {
     /// Takes what has arrived of the header; `None` if there is more to come.
-    fn read(&mut self) -> std::result::Result<Option<Header>, Refusal> {
+    fn read(&mut self) -> std::result::Result<Option<Header>, NoHeader> {
         let mut room = [0; HEADER_BYTES_MAX];
         loop {
             let before = self.bytes.len();
             room[..before].copy_from_slice(&self.bytes);
             let count = match self.receive(&mut room[before..], MsgFlags::MSG_PEEK) {
-                Ok(0) => return Err(Refusal),
+                Ok(0) => return Err(NoHeader),
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => return Ok(None),
-                Err(_) => return Err(Refusal),
+                Err(_) => return Err(NoHeader),
             };
             let (header, length) = match parse(&room[..before + count]) {
                 Ok(Some((header, length))) => (Some(header), length),
                 Ok(None) => (None, before + count),
-                Err(_) => return Err(Refusal),
+                Err(_) => return Err(NoHeader),
             };
             // The same bytes again: nothing else reads from this socket.
             let taken = self.receive(&mut room[before..length], MsgFlags::empty());
             if taken != Ok(length - before) {
-                return Err(Refusal);
+                return Err(NoHeader);
             }
             if header.is_some() {
                 return Ok(header);

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use super::inbox::HandedOver;
-use super::intake::Intake;
+use super::intake::WorkerIntake;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, WorkerId};
 use crate::message::Message;
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) outgoing: Mutex<Outgoing>,
     /// Wakes the control thread.
     pub(crate) waker: Arc<Waker>,
-    pub(super) intake: Mutex<Intake>,
+    pub(super) intake: Mutex<WorkerIntake>,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
     pub(crate) messages: Arc<Mailbox<Message>>,
@@ -77,7 +77,7 @@ impl Shared {
         self.outgoing.lock().expect("nothing panics while it holds the channel")
     }
 
-    pub(super) fn intake(&self) -> MutexGuard<'_, Intake> {
+    pub(super) fn intake(&self) -> MutexGuard<'_, WorkerIntake> {
         self.intake.lock().expect("nothing panics while it holds the intake")
     }
 

@@ -104,14 +104,14 @@ fn no_client_waits_for_a_blocked_worker() {
     // All of them are answered while the block lasts, whichever worker the kernel chose.
     let served: BTreeSet<u32> = answers(asking(&address, 200)).into_iter().collect();
     assert!(!waiting.has_heard());
-    // It continues as long as the block does.
+    // So are later ones.
     let later: BTreeSet<u32> = (0..40).map(|_| ask(&address)).collect();
     script.open_gate();
     let blocked: u32 = waiting.receive().body.parse().expect("a process id");
     assert!(!served.contains(&blocked) && !later.contains(&blocked), "{served:?} {later:?}");
-    // And it ends with the block: the worker gets what the kernel gives it.
-    eventually("it to serve again", || (ask(&address) == blocked).then_some(()));
-    // On a busy machine others may have been slow as well, and this one before it was blocked.
+    // Once unblocked, the worker again gets what the kernel gives it.
+    eventually("the worker to serve again", || (ask(&address) == blocked).then_some(()));
+    // On a busy machine other workers may also have been slow, and this one before the block.
     let told = |name: &str, is_meant: fn(&Value) -> bool| {
         cluster.until(name, |heard| {
             let mut events = heard.named(name).filter(|event| event["pid"] == blocked);
@@ -139,7 +139,7 @@ fn with_hang_detection_off_they_wait_and_nothing_is_stolen() {
 }
 
 #[test]
-fn what_a_killed_worker_had_in_its_socket_is_served_by_others() {
+fn others_serve_the_connections_in_a_killed_workers_socket() {
     let Some(script) = Script::new(SERVER) else { return };
     // The dead worker has no successor, so the primary has to accept later connections.
     let cluster = script.launch("--workers 4 --hang-after off --restart never").start();
@@ -158,7 +158,7 @@ fn what_a_killed_worker_had_in_its_socket_is_served_by_others() {
 }
 
 #[test]
-fn a_successor_takes_the_socket_of_a_dead_worker_over() {
+fn a_successor_takes_over_the_socket_of_a_dead_worker() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 1").start();
     let address = cluster.address();
@@ -172,7 +172,7 @@ fn a_successor_takes_the_socket_of_a_dead_worker_over() {
 }
 
 #[test]
-fn a_stopped_worker_that_goes_on_finds_nothing_twice() {
+fn a_resumed_worker_serves_no_connection_a_second_time() {
     let Some(script) = Script::new(SERVER) else { return };
     let cluster = script.launch("--workers 2 --hang-after 100ms").start();
     let address = cluster.address();
@@ -190,7 +190,7 @@ fn a_stopped_worker_that_goes_on_finds_nothing_twice() {
         assert!([stopped, other].contains(&served));
         assert_eq!(client.rest().expect("it ends in order"), b"");
     }
-    eventually("it to serve again", || (ask(&address) == stopped).then_some(()));
+    eventually("the worker to serve again", || (ask(&address) == stopped).then_some(()));
     assert_nothing_lost(&cluster.end());
     let log = fs::read_to_string(script.path("log")).expect("the server's log");
     let mut numbers: Vec<u32> =

@@ -29,7 +29,7 @@ impl World {
                 self.links[slot] = Some(link);
             }
             let worker = std::mem::take(&mut self.workers[slot]);
-            met += self.meet_all(worker.hands(), Place::Hands);
+            met += self.meet_all(worker.unfinished(), Place::Worker);
             self.workers[slot] = worker;
         }
         assert_eq!(met as u64, self.front.accepted, "a connection is nowhere");
@@ -47,10 +47,10 @@ impl World {
     }
 
     fn meet(&mut self, connection: Connection, place: Place) -> usize {
-        let story = &mut self.stories[connection];
-        assert_ne!(story.met, self.step, "{connection} is in two places");
-        assert_eq!(story.place, place, "{connection} is in the wrong place");
-        story.met = self.step;
+        let record = &mut self.records[connection];
+        assert_ne!(record.met, self.step, "{connection} is in two places");
+        assert_eq!(record.place, place, "{connection} is in the wrong place");
+        record.met = self.step;
         1
     }
 
@@ -63,7 +63,7 @@ impl World {
             return;
         }
         let refused: usize = self.refused_of(slot);
-        let open = link.unclaimed() + refused + worker.hands().count();
+        let open = link.unclaimed() + refused + worker.unfinished().count();
         let unpublished = worker.finished - worker.page.finished;
         let truth = open as u64 + unpublished + worker.aborted;
         let load = self.front.roster.loads()[slot];
@@ -115,17 +115,17 @@ impl World {
     pub(crate) fn check_end(&mut self) {
         self.observe();
         let stopped = self.workers.iter().filter(|worker| worker.stopped);
-        let frozen: usize = stopped.map(|worker| worker.hands().count()).sum();
+        let frozen: usize = stopped.map(|worker| worker.unfinished().count()).sum();
         let mut waiting = 0;
-        for (connection, story) in self.stories.iter().enumerate() {
-            let over = matches!(story.place, Place::Finished | Place::Aborted);
-            let held = story.place == Place::Hands && frozen > 0;
-            let waits = matches!(story.place, Place::Outside | Place::Queue);
-            let left = waits && !self.has_worker(story.listener);
-            assert!(over || held || left, "{connection} is left: {story:?}");
+        for (connection, record) in self.records.iter().enumerate() {
+            let over = matches!(record.place, Place::Finished | Place::Aborted);
+            let held = record.place == Place::Worker && frozen > 0;
+            let waits = matches!(record.place, Place::Outside | Place::Queue);
+            let left = waits && !self.has_worker(record.listener);
+            assert!(over || held || left, "{connection} is left: {record:?}");
             waiting += usize::from(waits);
         }
-        assert_eq!(self.finished + self.aborted + frozen + waiting, self.stories.len());
+        assert_eq!(self.finished + self.aborted + frozen + waiting, self.records.len());
         for (slot, worker) in self.workers.iter().enumerate() {
             let sound = worker.alive && !worker.stopped && !worker.lies && !worker.leaving;
             let id = u16::try_from(slot).expect("few workers");

@@ -19,11 +19,11 @@ impl World {
         self.front.queue.begin_round();
         while let Some(turn) = self.front.queue.next_turn() {
             let connection = *self.front.queue.first(turn).expect("a turn has a first one");
-            let listener = ListenerId::new(self.stories[connection].listener);
+            let listener = ListenerId::new(self.records[connection].listener);
             // Eleven clients, so that some return.
             let client = Client(connection as u64 % 11);
             let roster = &mut self.front.roster;
-            let has_waited = self.stories[connection].has_waited;
+            let has_waited = self.records[connection].has_waited;
             let idle = has_waited.then(|| roster.pick_idle(listener)).flatten();
             match idle.or_else(|| roster.pick(listener, client)) {
                 Some(slot) => {
@@ -36,15 +36,15 @@ impl World {
     }
 
     pub(super) fn queue_up(&mut self, connection: Connection) {
-        let listener = ListenerId::new(self.stories[connection].listener);
+        let listener = ListenerId::new(self.records[connection].listener);
         self.front.queue.push(listener, connection).expect("listeners stay");
     }
 
     fn assign(&mut self, slot: usize, connection: Connection) {
         self.check_choice(slot);
         self.front.assigned += 1;
-        self.stories[connection].place = Place::UnderWay;
-        self.stories[connection].given = self.front.assigned;
+        self.records[connection].place = Place::UnderWay;
+        self.records[connection].given = self.front.assigned;
         let link = self.links[slot].as_mut().expect("only attached workers are ready");
         link.assigned += 1;
         let full = |message: &Message| {
@@ -140,7 +140,7 @@ impl World {
         }
         for connection in self.backlog[place].drain(..count).collect::<Vec<_>>() {
             self.front.accepted += 1;
-            self.stories[connection].place = Place::Queue;
+            self.records[connection].place = Place::Queue;
             self.queue_up(connection);
         }
         self.dispatch();
@@ -166,7 +166,7 @@ impl World {
                 };
                 if outcome.is_ok() {
                     let sent = &message.connections;
-                    sent.iter().for_each(|one| self.stories[*one].place = Place::Channel);
+                    sent.iter().for_each(|one| self.records[*one].place = Place::Channel);
                     link.channel.push_back(message.clone());
                     self.wake(slot);
                 }

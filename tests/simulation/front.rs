@@ -125,7 +125,7 @@ impl World {
     pub(crate) fn tell(&mut self, notice: Notice) {
         if let Notice::Accepted(connection) = &notice {
             self.front.accepted += 1;
-            self.stories[*connection].place = Place::Queue;
+            self.records[*connection].place = Place::Queue;
         }
         self.front.notices.push(notice);
         let at_ns = self.soon();
@@ -242,15 +242,15 @@ impl World {
         self.front.redispatched += connections.len() as u64;
         let batch = connections.clone();
         for connection in connections.into_iter().rev() {
-            self.stories[connection].place = Place::Queue;
-            self.stories[connection].returns += 1;
-            let listener = ListenerId::new(self.stories[connection].listener);
+            self.records[connection].place = Place::Queue;
+            self.records[connection].returns += 1;
+            let listener = ListenerId::new(self.records[connection].listener);
             self.front.queue.push_front(listener, connection).expect("listeners stay");
         }
         for listener in 0..self.plan.listeners {
-            let own = batch.iter().filter(|one| self.stories[**one].listener == listener).count();
+            let own = batch.iter().filter(|one| self.records[**one].listener == listener).count();
             let first = self.front.queue.iter_of(ListenerId::new(listener)).take(own);
-            let sorted = first.is_sorted_by_key(|one| self.stories[*one].given);
+            let sorted = first.is_sorted_by_key(|one| self.records[*one].given);
             assert!(sorted, "connections came back in another order than they were given");
         }
     }
@@ -326,7 +326,7 @@ impl World {
         while let Some(slot) = self.front.roster.movable(self.now_ns) {
             let taken = self.take_back(slot.index());
             self.front.roster.taken_back(slot, narrow(taken.len()));
-            taken.iter().for_each(|connection| self.stories[*connection].has_waited = true);
+            taken.iter().for_each(|connection| self.records[*connection].has_waited = true);
             self.put_back(taken);
         }
     }

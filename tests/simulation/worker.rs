@@ -38,7 +38,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn born(life: u32) -> Self {
+    pub(crate) fn new(life: u32) -> Self {
         Self { life, alive: true, ..Self::default() }
     }
 
@@ -47,7 +47,7 @@ impl Worker {
     }
 
     /// All connections claimed and not finished.
-    pub(crate) fn hands(&self) -> impl Iterator<Item = Connection> {
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = Connection> {
         self.work.iter().chain(&self.held).chain(&self.ripe).copied()
     }
 
@@ -59,11 +59,11 @@ impl Worker {
 
     pub(crate) fn die(&mut self) -> Vec<Connection> {
         self.alive = false;
-        let hands = self.hands().collect();
+        let unfinished = self.unfinished().collect();
         self.work.clear();
         self.held.clear();
         self.ripe.clear();
-        hands
+        unfinished
     }
 }
 
@@ -118,10 +118,10 @@ impl World {
     }
 
     fn take(&mut self, slot: usize, connection: Connection) {
-        let story = &mut self.stories[connection];
-        assert_eq!(story.place, Place::Channel, "{connection} was claimed from nowhere");
-        story.place = Place::Hands;
-        let (held, needs_ns) = (story.held, story.needs_ns);
+        let record = &mut self.records[connection];
+        assert_eq!(record.place, Place::Channel, "{connection} was claimed from nowhere");
+        record.place = Place::Worker;
+        let (held, needs_ns) = (record.held, record.needs_ns);
         let worker = &mut self.workers[slot];
         let life = worker.life;
         if needs_ns == 0 {
@@ -140,7 +140,7 @@ impl World {
         let life = self.workers[slot].life;
         match self.workers[slot].work.first() {
             Some(&connection) => {
-                let needs_ns = self.stories[connection].needs_ns * self.plan.slowness[slot];
+                let needs_ns = self.records[connection].needs_ns * self.plan.slowness[slot];
                 if self.plan.publishes_claims {
                     self.publish(slot);
                 }
@@ -153,7 +153,7 @@ impl World {
 
     pub(crate) fn served(&mut self, slot: usize) {
         let connection = self.workers[slot].work.remove(0);
-        let took_ns = self.stories[connection].needs_ns * self.plan.slowness[slot];
+        let took_ns = self.records[connection].needs_ns * self.plan.slowness[slot];
         let turn_ns = took_ns + u64::from(self.plan.publishes_claims);
         self.workers[slot].is_slow = turn_ns > MILLISECOND;
         self.finish(slot, connection);
@@ -166,10 +166,10 @@ impl World {
     }
 
     fn finish(&mut self, slot: usize, connection: Connection) {
-        let story = &mut self.stories[connection];
-        assert_eq!(story.place, Place::Hands, "{connection} is served twice, or not at all");
-        story.place = Place::Finished;
-        story.finished_ns = self.now_ns;
+        let record = &mut self.records[connection];
+        assert_eq!(record.place, Place::Worker, "{connection} is served twice, or not at all");
+        record.place = Place::Finished;
+        record.finished_ns = self.now_ns;
         self.workers[slot].finished += 1;
         self.finished += 1;
     }
@@ -181,7 +181,7 @@ impl World {
         self.publish(slot);
         if self.is_done(slot) {
             self.workers[slot].alive = false;
-            self.bury_soon(slot);
+            self.reap_soon(slot);
         } else {
             self.wake(slot);
         }
@@ -191,7 +191,7 @@ impl World {
     fn is_done(&self, slot: usize) -> bool {
         let (worker, link) = (&self.workers[slot], self.links[slot].as_ref());
         let ended = link.is_some_and(|link| link.closed && link.channel.is_empty());
-        worker.leaving && ended && worker.hands().next().is_none()
+        worker.leaving && ended && worker.unfinished().next().is_none()
     }
 
     fn publish(&mut self, slot: usize) {

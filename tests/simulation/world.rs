@@ -27,7 +27,7 @@ pub(crate) enum Place {
     Queue,
     UnderWay,
     Channel,
-    Hands,
+    Worker,
     Finished,
     /// Its worker was killed after claiming it.
     Aborted,
@@ -35,7 +35,7 @@ pub(crate) enum Place {
 
 /// The history of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Story {
+pub(crate) struct Record {
     pub(crate) place: Place,
     pub(crate) listener: u16,
     pub(crate) needs_ns: u64,
@@ -111,7 +111,7 @@ pub(crate) struct World {
     pub(crate) step: u64,
     sequence: u64,
     agenda: BinaryHeap<Reverse<(u64, u64, Event)>>,
-    pub(crate) stories: Vec<Story>,
+    pub(crate) records: Vec<Record>,
     pub(crate) front: Front,
     pub(crate) links: Vec<Option<Link>>,
     pub(crate) workers: Vec<Worker>,
@@ -138,7 +138,7 @@ impl World {
     pub(crate) fn new(plan: Plan) -> Self {
         let mut random = Rng::with_seed(plan.seed ^ 0x5eed);
         let mut sampler = Sampler::new(plan.service.clone(), plan.service_seed);
-        let stories = plan.arrivals.iter().map(|at_ns| Story {
+        let records = plan.arrivals.iter().map(|at_ns| Record {
             place: Place::Outside,
             listener: random.u16(0..plan.listeners),
             needs_ns: sampler.draw_ns() * u64::from(random.u8(0..100) >= plan.reset_percent),
@@ -150,7 +150,7 @@ impl World {
             has_waited: false,
             met: 0,
         });
-        let stories = stories.collect();
+        let records = records.collect();
         let mut world = Self {
             front: Front::new(
                 Roster::new(plan.policy, plan.scheduling.clone(), plan.listeners),
@@ -159,7 +159,7 @@ impl World {
             links: (0..plan.workers).map(|_| None).collect(),
             workers: (0..plan.workers).map(|_| Worker::default()).collect(),
             backlog: (0..plan.listeners).map(|_| VecDeque::new()).collect(),
-            stories,
+            records,
             plan,
             random,
             now_ns: START_NS,
@@ -182,7 +182,7 @@ impl World {
 
     /// Runs to the end, and checks every invariant after each step.
     pub(crate) fn run(&mut self) {
-        let bound = 5_000 + 400 * self.stories.len() as u64;
+        let bound = 5_000 + 400 * self.records.len() as u64;
         while let Some(Reverse((at_ns, _, event))) = self.agenda.pop() {
             assert!(at_ns >= self.now_ns, "time runs backwards");
             self.now_ns = at_ns;
@@ -244,7 +244,7 @@ impl World {
     }
 
     fn arrive(&mut self, connection: Connection) {
-        let listener = usize::from(self.stories[connection].listener);
+        let listener = usize::from(self.records[connection].listener);
         self.backlog[listener].push_back(connection);
         self.drain_backlog(listener);
         if std::mem::take(&mut self.front.watched[listener]) {
@@ -262,7 +262,7 @@ impl World {
 
     fn respawn(&mut self, slot: usize) {
         let life = self.workers[slot].life + 1;
-        self.workers[slot] = Worker::born(life);
+        self.workers[slot] = Worker::new(life);
         self.tell(Notice::Attach(slot));
     }
 
@@ -300,14 +300,14 @@ impl World {
     /// SIGKILL: its claimed connections are lost, those in its channel are not.
     fn kill(&mut self, slot: usize) {
         for connection in self.workers[slot].die() {
-            self.stories[connection].place = Place::Aborted;
+            self.records[connection].place = Place::Aborted;
             self.aborted += 1;
             self.workers[slot].aborted += 1;
         }
-        self.bury_soon(slot);
+        self.reap_soon(slot);
     }
 
-    pub(crate) fn bury_soon(&mut self, slot: usize) {
+    pub(crate) fn reap_soon(&mut self, slot: usize) {
         let at_ns = self.now_ns + self.random.u64(10 * MICROSECOND..5 * MILLISECOND);
         self.enter(at_ns, Event::Noticed { slot });
     }

@@ -1,5 +1,5 @@
-//! A rule on decisions: they do not depend on the machine. Cargo controls which crate may use
-//! which.
+//! The rule that decisions do not depend on the machine. Which crate may use which is for Cargo to
+//! check.
 
 use super::paths::paths;
 use super::source::Source;
@@ -80,7 +80,10 @@ fn decisions_are_pure() {
     let reason = "a decision that takes values and returns values can be tested without a machine";
     let sources = rust_sources();
     for place in PURE {
-        assert!(sources.iter().any(|source| source.path.starts_with(place)), "{place} is there");
+        assert!(
+            sources.iter().any(|source| source.path.starts_with(place)),
+            "no file is at {place}"
+        );
     }
     hold(&sources, reason, impure);
     let text = "fn a(b: OwnedFd) {}\nuse std::time::{Duration, Instant};\nuse std::{fmt, fs};\n";

@@ -23,7 +23,7 @@ pub const SCHEMA: &str = "clusterlb-bench/1";
 
 /// What to compare.
 #[derive(Clone, Debug)]
-pub struct Comparison {
+pub struct ComparisonSettings {
     /// The loads to run.
     pub scenarios: Vec<Scenario>,
     /// The servers; the first is the baseline of all ratios.
@@ -71,7 +71,7 @@ impl BenchReport {
     }
 }
 
-impl Comparison {
+impl ComparisonSettings {
     /// The targets that can run a scenario, and the reasons why the others cannot.
     fn admitted(&self, scenario: Scenario) -> (Vec<Target>, Vec<String>) {
         let mut left_out = Vec::new();

@@ -17,7 +17,7 @@ pub const REPEATS_MAX: usize = 1_000;
 
 /// One run of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Trial {
+pub struct PlannedTrial {
     /// Index of the target, from 0, in the order given.
     pub target: usize,
     /// Index of the repeat, from 0. Trials of the same repeat are compared in pairs.
@@ -67,13 +67,13 @@ impl Plan {
     /// The trials in execution order: each round has each target once, and every other round runs
     /// backwards.
     #[must_use]
-    pub fn trials(&self) -> Vec<Trial> {
+    pub fn trials(&self) -> Vec<PlannedTrial> {
         let mut trials = Vec::with_capacity(self.targets * self.repeats);
         for repeat in 0..self.repeats {
             for place in 0..self.targets {
                 let backwards = repeat % 2 == 1;
                 let target = if backwards { self.targets - 1 - place } else { place };
-                trials.push(Trial { target, repeat });
+                trials.push(PlannedTrial { target, repeat });
             }
         }
         trials

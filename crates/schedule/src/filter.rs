@@ -98,7 +98,7 @@ pub struct Skips {
 
 impl Skips {
     /// Counts the skipped workers of `seen`, each at its first stage.
-    pub(super) fn count(&mut self, verdict: &Verdict, seen: u64) {
+    pub(super) fn count(&mut self, verdict: &Filtered, seen: u64) {
         let ones = |stage: u64| u64::from((stage & seen).count_ones());
         self.dead += ones(verdict.dead);
         self.hung += ones(verdict.hung);
@@ -124,7 +124,7 @@ impl Skips {
 
 /// The result for the workers of a block: each is in exactly one of the sets.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Verdict {
+pub(super) struct Filtered {
     dead: u64,
     hung: u64,
     draining: u64,
@@ -143,8 +143,8 @@ pub(super) fn judge(
     block: usize,
     inflight_max: Option<u32>,
     resting: u64,
-    share: Option<Share>,
-) -> Verdict {
+    share: Option<RelativeLimit>,
+) -> Filtered {
     let sets = &loads.blocks()[block];
     let ready = sets.present & !(sets.dead | sets.hung | sets.draining | sets.full);
     let at_limit = inflight_max.map_or(0, |limit| at_limit(sets, limit, resting)) & ready;
@@ -156,7 +156,7 @@ pub(super) fn judge(
         let settled = able & !new_workers & sets.in_flight.above(share.whole);
         settled | above_in_slow_start(loads.row_of(block), share, new_workers)
     });
-    Verdict {
+    Filtered {
         dead: sets.dead,
         hung: sets.hung,
         draining: sets.draining,
@@ -186,7 +186,7 @@ fn reentry(limit: u32) -> u32 {
 /// The most that a worker may have in flight to pass the relative stage. In whole numbers, as a
 /// program of the kernel computes it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Share {
+pub(super) struct RelativeLimit {
     /// In thousandths, of all normal workers together.
     sum_permille: u64,
     workers: u64,
@@ -195,15 +195,19 @@ pub(super) struct Share {
 }
 
 /// The relative limit for a factor in thousandths; `None` while there is no worker to compare with.
-pub(super) fn relative_limit(normal: Normal, permille: u32) -> Option<Share> {
+pub(super) fn relative_limit(normal: Normal, permille: u32) -> Option<RelativeLimit> {
     let workers = u64::from(normal.workers);
     let sum_permille = normal.in_flight.saturating_mul(permille.into());
     let whole = sum_permille.checked_div(workers * 1000)?;
-    Some(Share { sum_permille, workers, whole: u32::try_from(whole).unwrap_or(u32::MAX).max(1) })
+    Some(RelativeLimit {
+        sum_permille,
+        workers,
+        whole: u32::try_from(whole).unwrap_or(u32::MAX).max(1),
+    })
 }
 
 /// The `new_workers` above the relative limit at their stage of the slow start.
-fn above_in_slow_start(row: &[WorkerLoad], share: Share, mut new_workers: u64) -> u64 {
+fn above_in_slow_start(row: &[WorkerLoad], share: RelativeLimit, mut new_workers: u64) -> u64 {
     let mut above = 0;
     while new_workers != 0 {
         let bit = new_workers.trailing_zeros();

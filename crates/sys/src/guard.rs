@@ -50,7 +50,7 @@ impl Guard {
         let failed = |errno| Error::system("start the guard over workers (fork)", errno);
         let grace_ns = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
         let (ours, theirs) = fdpass::packet_pair()?;
-        let origin = Origin::of_this_process();
+        let origin = ArgumentArea::of_this_process();
         // SAFETY: the new process makes system calls and touches its own stack, nothing else.
         let forked = unsafe { libc::fork() };
         match Errno::result(forked).map_err(failed)? {
@@ -93,7 +93,7 @@ fn wait_for(middle: libc::pid_t) {
 }
 
 /// Detaches from parent, terminal, directory and inherited descriptors, and watches.
-fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
+fn detach(socket: RawFd, grace_ns: u64, origin: &ArgumentArea) -> ! {
     // SAFETY: as in `Guard::start`.
     let forked = unsafe { libc::fork() };
     if forked != 0 {
@@ -110,16 +110,16 @@ fn detach(socket: RawFd, grace_ns: u64, origin: &Origin) -> ! {
         exit();
     }
     close_from(SOCKET + 1);
-    Watch::new().run(grace_ns)
+    PollSet::new().run(grace_ns)
 }
 
 /// The memory in which the kernel shows this process's arguments and environment.
-struct Origin {
+struct ArgumentArea {
     arguments: Range<usize>,
     environment: Range<usize>,
 }
 
-impl Origin {
+impl ArgumentArea {
     /// Empty if the kernel does not report it (`proc_pid_stat(5)`, fields 48 to 51).
     fn of_this_process() -> Self {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -160,7 +160,7 @@ fn exit() -> ! {
 }
 
 /// The descriptors to wait for: the socket first, then a pidfd per worker.
-struct Watch {
+struct PollSet {
     set: [libc::pollfd; WORKERS_MAX + 1],
     count: usize,
 }
@@ -172,7 +172,7 @@ enum News {
     End,
 }
 
-impl Watch {
+impl PollSet {
     fn new() -> Self {
         let waiting = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut set = [waiting(-1); WORKERS_MAX + 1];

@@ -22,7 +22,7 @@ pub enum Origin {
 
 /// A received signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct ReceivedSignal {
     /// The signal.
     pub signal: Signal,
     /// Its sender.
@@ -52,7 +52,7 @@ impl Signals {
     ///
     /// # Errors
     /// The descriptor cannot be read, which does not happen on a healthy kernel.
-    pub fn next_signal(&mut self) -> Result<Option<Received>> {
+    pub fn next_signal(&mut self) -> Result<Option<ReceivedSignal>> {
         let information =
             self.descriptor.read_signal().map_err(|errno| Error::system("read a signal", errno))?;
         Ok(information.and_then(|information| {
@@ -61,7 +61,7 @@ impl Signals {
                 libc::SI_KERNEL => Origin::Kernel,
                 _ => Origin::Process(information.ssi_pid),
             };
-            Signal::from_raw(number).map(|signal| Received { signal, origin })
+            Signal::from_raw(number).map(|signal| ReceivedSignal { signal, origin })
         }))
     }
 }

@@ -165,7 +165,7 @@ const RETURN_ACCUMULATOR: u16 = 0x16;
 
 /// Adjacent sockets with the same weight.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct EqualSockets {
     first: u16,
     sockets: u32,
     weight: u32,
@@ -207,7 +207,7 @@ fn assemble(lots: &[Lot]) -> Vec<libc::sock_filter> {
     }
     let mut program = vec![instruction(LOAD, 0, RANDOM), instruction(MODULO, 0, sum)];
     let mut drawn = 0;
-    for Run { first, sockets, weight } in runs(lots) {
+    for EqualSockets { first, sockets, weight } in runs(lots) {
         let before = drawn;
         drawn += sockets * weight;
         let step = match sockets {
@@ -227,8 +227,8 @@ fn assemble(lots: &[Lot]) -> Vec<libc::sock_filter> {
     program
 }
 
-fn runs(lots: &[Lot]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
+fn runs(lots: &[Lot]) -> Vec<EqualSockets> {
+    let mut runs: Vec<EqualSockets> = Vec::new();
     for lot in lots.iter().filter(|lot| lot.weight > 0) {
         match runs.last_mut() {
             Some(run)
@@ -237,7 +237,7 @@ fn runs(lots: &[Lot]) -> Vec<Run> {
             {
                 run.sockets += 1;
             }
-            _ => runs.push(Run { first: lot.place, sockets: 1, weight: lot.weight }),
+            _ => runs.push(EqualSockets { first: lot.place, sockets: 1, weight: lot.weight }),
         }
     }
     runs

@@ -12,7 +12,7 @@ use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle};
 use super::Run;
 use super::answers::{Refused, json};
 use super::door::Access;
-use super::query::{Wish, grace, wish, worker, workers};
+use super::query::{ActionParameters, grace, wish, worker, workers};
 use super::views::DoneView;
 
 type Answer = Result<Response<Body>, Refused>;
@@ -36,7 +36,7 @@ pub(super) async fn drain(State(run): State<Arc<Run>>, asking: Asking) -> Answer
     let wish = permitted(asking, &["grace", WAIT])?;
     let grace = wish.grace.as_deref().map(grace).transpose()?;
     // The interface ends with the run, so it cannot answer afterwards.
-    let wish = Wish { at_once: true, ..wish };
+    let wish = ActionParameters { at_once: true, ..wish };
     act(&run, &wish, "the run drains, and ends", move |handle| handle.stop(grace)).await
 }
 
@@ -84,7 +84,7 @@ pub(super) async fn replace_worker(
 /// Runs an action.
 async fn act(
     run: &Arc<Run>,
-    wish: &Wish,
+    wish: &ActionParameters,
     done: &str,
     what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,
 ) -> Answer {
@@ -96,7 +96,7 @@ async fn act(
 fn permitted(
     (Extension(access), fields, Query(pairs)): Asking,
     known: &[&str],
-) -> Result<Wish, Refused> {
+) -> Result<ActionParameters, Refused> {
     ensure_permitted(access, &fields)?;
     Ok(wish(pairs, known)?)
 }
@@ -143,7 +143,7 @@ async fn ask(
     }
 }
 
-async fn finish((completion, _permit): Asked, wish: &Wish, done: &str) -> Answer {
+async fn finish((completion, _permit): Asked, wish: &ActionParameters, done: &str) -> Answer {
     if wish.at_once {
         let done = format!("asked for: {done}");
         return Ok(json(StatusCode::ACCEPTED, &DoneView { done }));

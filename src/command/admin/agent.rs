@@ -61,7 +61,7 @@ impl CpuUse {
 
 /// The inputs of the line.
 #[derive(Clone, Copy, Debug)]
-struct Load {
+struct AgentInputs {
     serving: u32,
     wanted: u32,
     in_flight: u64,
@@ -118,7 +118,7 @@ fn line(run: &Run, now: Instant) -> String {
     }
     let serving = count(snapshot.workers.iter().filter(|one| one.state == WorkerState::Serving));
     let settings = run.cluster.settings();
-    let load = Load {
+    let load = AgentInputs {
         serving,
         wanted: count(snapshot.slots.iter()),
         in_flight: snapshot.workers.iter().map(|one| one.counts.in_flight()).sum(),
@@ -150,8 +150,8 @@ fn cpu_part(run: &Run, snapshot: &Snapshot, serving: u32, now: Instant) -> f64 {
     clippy::cast_sign_loss,
     reason = "a percentage"
 )]
-fn in_words(load: Load) -> String {
-    let Load { serving, wanted, in_flight, in_flight_max, cpu, is_new } = load;
+fn in_words(load: AgentInputs) -> String {
+    let AgentInputs { serving, wanted, in_flight, in_flight_max, cpu, is_new } = load;
     let most = in_flight_max.map(|most| u64::from(most) * u64::from(serving));
     let taken = most.map_or(0.0, |most| in_flight as f64 / most.max(1) as f64);
     let there = f64::from(serving) / f64::from(wanted.max(1));
@@ -166,19 +166,25 @@ fn in_words(load: Load) -> String {
 mod tests {
     use super::*;
 
-    const IDLE: Load =
-        Load { serving: 4, wanted: 4, in_flight: 0, in_flight_max: None, cpu: 0.0, is_new: false };
+    const IDLE: AgentInputs = AgentInputs {
+        serving: 4,
+        wanted: 4,
+        in_flight: 0,
+        in_flight_max: None,
+        cpu: 0.0,
+        is_new: false,
+    };
 
     #[test]
     fn what_is_left_is_told_in_percent() {
         assert_eq!(in_words(IDLE), "up 100%\n");
-        assert_eq!(in_words(Load { in_flight: 1_000_000, ..IDLE }), "up 100%\n");
-        let limited = Load { in_flight: 27, in_flight_max: Some(25), ..IDLE };
+        assert_eq!(in_words(AgentInputs { in_flight: 1_000_000, ..IDLE }), "up 100%\n");
+        let limited = AgentInputs { in_flight: 27, in_flight_max: Some(25), ..IDLE };
         assert_eq!(in_words(limited), "up 73% maxconn:100\n");
-        assert_eq!(in_words(Load { cpu: 0.5, ..limited }), "up 50% maxconn:100\n");
-        assert_eq!(in_words(Load { serving: 2, cpu: 0.5, ..IDLE }), "up 25%\n");
-        assert_eq!(in_words(Load { in_flight: 1000, ..limited }), "up 1% maxconn:100\n");
-        assert_eq!(in_words(Load { is_new: true, ..IDLE }), "up 100% ready\n");
+        assert_eq!(in_words(AgentInputs { cpu: 0.5, ..limited }), "up 50% maxconn:100\n");
+        assert_eq!(in_words(AgentInputs { serving: 2, cpu: 0.5, ..IDLE }), "up 25%\n");
+        assert_eq!(in_words(AgentInputs { in_flight: 1000, ..limited }), "up 1% maxconn:100\n");
+        assert_eq!(in_words(AgentInputs { is_new: true, ..IDLE }), "up 100% ready\n");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) const NAMES: [&str; 10] = [
 
 /// The parameters of an action.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct ActionParameters {
     /// Number of workers, for `/scale`.
     pub(super) workers: Option<String>,
     /// Answers before the action is done.
@@ -45,8 +45,11 @@ pub(super) struct Wish {
 
 /// The parameters of an action that knows these. A mistyped one is refused, because the action
 /// would be another one than is meant.
-pub(super) fn wish(pairs: Vec<(String, String)>, known: &[&str]) -> Result<Wish, Wrong> {
-    let mut wish = Wish::default();
+pub(super) fn wish(
+    pairs: Vec<(String, String)>,
+    known: &[&str],
+) -> Result<ActionParameters, Wrong> {
+    let mut wish = ActionParameters::default();
     for (name, value) in each_once(pairs)? {
         if !known.contains(&&*name) {
             let known = known.join(" and ");
@@ -175,7 +178,7 @@ mod tests {
     fn parameters_that_are_unknown_or_named_twice_are_refused() {
         let known = ["grace", "wait"];
         let understood = wish(pairs(&[("grace", "5s"), ("wait", "0")]), &known).expect("known");
-        let wanted = Wish { grace: Some("5s".into()), at_once: true, workers: None };
+        let wanted = ActionParameters { grace: Some("5s".into()), at_once: true, workers: None };
         assert_eq!(understood, wanted);
         for (query, word) in [
             (&[("grase", "5s")][..], "grace and wait"),

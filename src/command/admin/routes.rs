@@ -181,19 +181,19 @@ async fn follow(State(run): State<Arc<Run>>) -> Result<Response<Body>, Refused> 
             }
         }
     });
-    let body = Body::new(Lines { receiver, _permit: permit });
+    let body = Body::new(EndlessBody { receiver, _permit: permit });
     let mut response = typed(StatusCode::OK, "application/x-ndjson", body);
     response.extensions_mut().insert(Following);
     Ok(response)
 }
 
 /// A body without an end.
-struct Lines {
+struct EndlessBody {
     receiver: mpsc::Receiver<Bytes>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl hyper::body::Body for Lines {
+impl hyper::body::Body for EndlessBody {
     type Data = Bytes;
     type Error = Infallible;
 

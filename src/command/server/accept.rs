@@ -36,21 +36,21 @@ pub(super) struct AcceptSources {
     epoll: Option<Epoll>,
     /// Signals the epoll set when the engine has an event; held only to stay open.
     _notifier: Option<OwnedFd>,
-    sources: Vec<Source>,
+    sources: Vec<AcceptSource>,
     starved_until_ns: Option<u64>,
     /// Accepts what waits, then closes the listeners.
     stopping: bool,
 }
 
 #[derive(Debug)]
-struct Source {
+struct AcceptSource {
     id: ListenerId,
     listener: Option<Listener>,
-    state: State,
+    state: SourceState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum SourceState {
     /// Not accepting: not started, starved, or stopped.
     Off,
     Accepting,
@@ -92,13 +92,13 @@ impl AcceptSources {
 
     /// Adds a listener; `start` begins accepting.
     pub(super) fn add(&mut self, id: ListenerId, listener: Listener) {
-        self.sources.push(Source { id, listener: Some(listener), state: State::Off });
+        self.sources.push(AcceptSource { id, listener: Some(listener), state: SourceState::Off });
     }
 
     /// Begins accepting from each listener that is off.
     pub(super) fn start(&mut self, shared: &mut Shared) {
         for place in 0..self.sources.len() {
-            if self.sources[place].state == State::Off {
+            if self.sources[place].state == SourceState::Off {
                 self.begin(shared, place);
             }
         }
@@ -109,7 +109,7 @@ impl AcceptSources {
         let Some(listener) = source.listener.as_ref().filter(|_| !self.stopping) else {
             return;
         };
-        source.state = State::Accepting;
+        source.state = SourceState::Accepting;
         match (&self.epoll, self.mechanism) {
             (Some(epoll), mechanism) => {
                 let mut flags = EpollFlags::EPOLLIN;
@@ -117,7 +117,7 @@ impl AcceptSources {
                     flags |= EpollFlags::EPOLLEXCLUSIVE;
                 }
                 if epoll.add(listener, EpollEvent::new(flags, place as u64)).is_err() {
-                    source.state = State::Off;
+                    source.state = SourceState::Off;
                 }
             }
             // Validation ensures that there is a ring.
@@ -191,9 +191,9 @@ impl AcceptSources {
         armed: bool,
     ) {
         let place = key.index as usize;
-        let stopping = self.sources[place].state == State::Stopping;
+        let stopping = self.sources[place].state == SourceState::Stopping;
         if !armed {
-            self.sources[place].state = State::Off;
+            self.sources[place].state = SourceState::Off;
         }
         match outcome {
             Ok(socket) => {
@@ -218,7 +218,7 @@ impl AcceptSources {
         match errno {
             // The client has closed already.
             Errno::ECONNABORTED | Errno::EINTR | Errno::EPROTO | Errno::EPERM => {
-                if source.state == State::Off {
+                if source.state == SourceState::Off {
                     self.begin(shared, place);
                 }
             }
@@ -228,7 +228,7 @@ impl AcceptSources {
                 if let (Some(epoll), Some(listener)) = (&self.epoll, &source.listener) {
                     let _ = epoll.delete(listener);
                 }
-                source.state = State::Off;
+                source.state = SourceState::Off;
                 shared.end.add(Statistic::DescriptorPauses, 1);
                 self.starved_until_ns = Some(shared.now_ns + STARVED_NS);
             }
@@ -265,11 +265,11 @@ impl AcceptSources {
             let by_engine = self.epoll.is_none();
             let source = &mut self.sources[place];
             match source.state {
-                State::Accepting if by_engine => {
-                    source.state = State::Stopping;
+                SourceState::Accepting if by_engine => {
+                    source.state = SourceState::Stopping;
                     shared.engine.cancel_accept(key(place));
                 }
-                State::Stopping => {}
+                SourceState::Stopping => {}
                 _ => self.finish(shared, connections, place),
             }
         }
@@ -289,7 +289,7 @@ impl AcceptSources {
         if let Some(epoll) = &self.epoll {
             let _ = epoll.delete(&listener);
         }
-        self.sources[place].state = State::Off;
+        self.sources[place].state = SourceState::Off;
         for _ in 0..LAST_ACCEPTS_MAX {
             match listener.accept_now() {
                 Ok(Some(socket)) => {

@@ -193,7 +193,7 @@ impl Connections {
                 }
             }
             ConnectionStage::Open => {
-                let consumed = self.step(shared, key, Source::Chunk(&chunk));
+                let consumed = self.step(shared, key, Input::Chunk(&chunk));
                 let connection = &mut self.table[key.index as usize];
                 if consumed < length {
                     let rest = &shared.engine.bytes(&chunk)[consumed..];
@@ -208,7 +208,7 @@ impl Connections {
     /// Offers the kept input to the session again.
     fn step_from_input(&mut self, shared: &mut Shared, key: Key) {
         let input = std::mem::take(&mut self.table[key.index as usize].input);
-        let consumed = self.step(shared, key, Source::Kept(&input));
+        let consumed = self.step(shared, key, Input::Kept(&input));
         let connection = &mut self.table[key.index as usize];
         if consumed == input.len() {
             self.spare_buffer(input);
@@ -219,19 +219,19 @@ impl Connections {
     }
 
     /// Passes input to the session; returns how much it consumed.
-    fn step(&mut self, shared: &mut Shared, key: Key, source: Source<'_>) -> usize {
+    fn step(&mut self, shared: &mut Shared, key: Key, source: Input<'_>) -> usize {
         let connection = &mut self.table[key.index as usize];
         if connection.output.capacity() == 0 {
             connection.output = self.spare.pop().unwrap_or_else(memory::output_buffer);
         }
         let kept_bytes = match source {
-            Source::Chunk(_) => connection.input.len(),
-            Source::Kept(bytes) => bytes.len(),
+            Input::Chunk(_) => connection.input.len(),
+            Input::Kept(bytes) => bytes.len(),
         };
         let context = context(shared, &self.limits, kept_bytes);
         let input = match source {
-            Source::Chunk(chunk) => shared.engine.bytes(chunk),
-            Source::Kept(bytes) => bytes,
+            Input::Chunk(chunk) => shared.engine.bytes(chunk),
+            Input::Kept(bytes) => bytes,
         };
         let progress = connection.session.on_bytes(input, &mut connection.output, &context);
         let consumed = progress.consumed.min(input.len());
@@ -386,7 +386,7 @@ impl Connections {
 
 /// Where the input of a step is.
 #[derive(Clone, Copy)]
-enum Source<'a> {
+enum Input<'a> {
     Chunk(&'a Chunk),
     Kept(&'a [u8]),
 }

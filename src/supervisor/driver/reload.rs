@@ -3,7 +3,7 @@
 use super::Driver;
 use crate::supervisor::ensure_count;
 use crate::supervisor::event::SupervisorEvent;
-use crate::supervisor::handle::Request;
+use crate::supervisor::handle::SupervisorRequest;
 use crate::supervisor::reload_changes::ReloadChanges;
 use crate::supervisor::state::{GoalRefusal, RunStage, Ticket};
 use crate::sys::clock::monotonic_ns;
@@ -39,7 +39,7 @@ impl Driver {
         }
         if let Some(workers) = changes.workers.filter(|count| ensure_count(*count).is_ok()) {
             // The reload's caller waits for the reload.
-            drop(self.on_request(Request::Scale(workers)));
+            drop(self.on_request(SupervisorRequest::Scale(workers)));
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::supervisor::restart::Budget;
 pub(super) struct Rolling {
     /// The workers still to replace.
     todo: VecDeque<WorkerId>,
-    step: Step,
+    step: RollingStep,
     settle_ns: u64,
     /// The callers that wait for the end.
     tickets: Vec<Ticket>,
@@ -29,7 +29,7 @@ pub(super) struct Rolling {
 
 /// Progress of replacing one worker.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum RollingStep {
     Idle,
     /// The successor is being started, and has to serve.
     Starting {
@@ -51,7 +51,7 @@ enum Step {
     },
 }
 
-impl Step {
+impl RollingStep {
     /// The worker to replace, its successor and their slot, before the slot changes hands.
     fn pair(self) -> Option<(u16, WorkerId, Option<WorkerId>)> {
         match self {
@@ -142,7 +142,8 @@ impl State {
     ) {
         self.emit(SupervisorEvent::Reloading { workers: workers.clone() });
         let todo = workers.into();
-        self.rolling = Some(Rolling { todo, step: Step::Idle, settle_ns, tickets, late: None });
+        self.rolling =
+            Some(Rolling { todo, step: RollingStep::Idle, settle_ns, tickets, late: None });
         self.roll_on(now_ns);
     }
 
@@ -151,7 +152,7 @@ impl State {
         let until_ns = now_ns.saturating_add(self.rules.start_limit_ns);
         loop {
             let Some(rolling) = &mut self.rolling else { return };
-            if !matches!(rolling.step, Step::Idle) {
+            if !matches!(rolling.step, RollingStep::Idle) {
                 return;
             }
             let Some(old) = rolling.todo.pop_front() else {
@@ -164,7 +165,7 @@ impl State {
             // A worker that has ended has been replaced anyway.
             if let Some(child) = self.children.get(&old).filter(|child| child.stays()) {
                 let slot = child.slot;
-                rolling.step = Step::Starting { slot, old, successor: None, until_ns };
+                rolling.step = RollingStep::Starting { slot, old, successor: None, until_ns };
                 let (role, predecessor) = (Role::Successor, Some(old));
                 return self.act(Action::Spawn { slot, role, predecessor });
             }
@@ -179,14 +180,14 @@ impl State {
         }
     }
 
-    fn set_step(&mut self, step: Step) {
+    fn set_step(&mut self, step: RollingStep) {
         if let Some(rolling) = &mut self.rolling {
             rolling.step = step;
         }
     }
 
-    fn step(&self) -> Step {
-        self.rolling.as_ref().map_or(Step::Idle, |rolling| rolling.step)
+    fn step(&self) -> RollingStep {
+        self.rolling.as_ref().map_or(RollingStep::Idle, |rolling| rolling.step)
     }
 
     /// Stops the reload. There is no successor any more.
@@ -206,8 +207,8 @@ impl State {
 
     /// The successor has been started.
     pub(super) fn successor_spawned(&mut self, worker: WorkerId) {
-        if let Step::Starting { slot, old, successor: None, until_ns } = self.step() {
-            self.set_step(Step::Starting { slot, old, successor: Some(worker), until_ns });
+        if let RollingStep::Starting { slot, old, successor: None, until_ns } = self.step() {
+            self.set_step(RollingStep::Starting { slot, old, successor: Some(worker), until_ns });
         }
     }
 
@@ -275,19 +276,19 @@ impl State {
             ReadyAfter::Message => 0,
         };
         match self.step() {
-            Step::Starting { slot, old, successor: Some(successor), .. }
+            RollingStep::Starting { slot, old, successor: Some(successor), .. }
                 if self.is_ready(successor) =>
             {
                 let until_ns = now_ns.saturating_add(settle_ns);
-                self.set_step(Step::Settling { slot, old, successor, until_ns });
+                self.set_step(RollingStep::Settling { slot, old, successor, until_ns });
                 self.settle(now_ns);
             }
-            Step::Settling { slot, old, successor, .. }
+            RollingStep::Settling { slot, old, successor, .. }
                 if !self.is_ready(successor) && !self.goes(successor) =>
             {
                 let until_ns = now_ns.saturating_add(self.rules.start_limit_ns);
                 let successor = Some(successor);
-                self.set_step(Step::Starting { slot, old, successor, until_ns });
+                self.set_step(RollingStep::Starting { slot, old, successor, until_ns });
             }
             _ => {}
         }
@@ -300,17 +301,17 @@ impl State {
 
     /// A successor that has settled takes the slot, and its predecessor leaves.
     fn settle(&mut self, now_ns: u64) {
-        let Step::Settling { slot, old, successor, until_ns } = self.step() else { return };
+        let RollingStep::Settling { slot, old, successor, until_ns } = self.step() else { return };
         // The end of a dying successor stops the reload.
         if until_ns > now_ns || self.goes(successor) {
             return;
         }
         self.hand_slot_to(slot, successor);
         if !self.children.contains_key(&old) {
-            self.set_step(Step::Idle);
+            self.set_step(RollingStep::Idle);
             return self.roll_on(now_ns);
         }
-        self.set_step(Step::Leaving { old });
+        self.set_step(RollingStep::Leaving { old });
         self.leave(old, now_ns);
     }
 
@@ -357,7 +358,7 @@ impl State {
         let late = self.rolling.as_mut().and_then(|rolling| rolling.late.take());
         let how = match (self.step(), self.rules.ready_after) {
             _ if late.is_some() => late.as_deref().unwrap_or_default(),
-            (Step::Settling { .. }, _) => "ended before it had settled",
+            (RollingStep::Settling { .. }, _) => "ended before it had settled",
             (_, ReadyAfter::Message) => "ended before it served and had sent the message \"ready\"",
             _ => "ended before it served",
         };
@@ -366,8 +367,8 @@ impl State {
 
     /// A worker that was told to leave has ended.
     pub(super) fn predecessor_ended(&mut self, worker: WorkerId, now_ns: u64) {
-        if matches!(self.step(), Step::Leaving { old } if old == worker) {
-            self.set_step(Step::Idle);
+        if matches!(self.step(), RollingStep::Leaving { old } if old == worker) {
+            self.set_step(RollingStep::Idle);
             self.roll_on(now_ns);
         }
     }
@@ -378,7 +379,7 @@ impl State {
         if slot < count {
             return;
         }
-        self.set_step(Step::Idle);
+        self.set_step(RollingStep::Idle);
         if let Some(successor) = successor {
             self.leave(successor, now_ns);
         }
@@ -388,28 +389,28 @@ impl State {
     /// The next deadline of the reload.
     pub(super) fn rolling_deadline_ns(&self) -> Option<u64> {
         match self.step() {
-            Step::Settling { successor, .. } if self.goes(successor) => None,
-            Step::Starting { successor: Some(_), until_ns, .. }
-            | Step::Settling { until_ns, .. } => Some(until_ns),
+            RollingStep::Settling { successor, .. } if self.goes(successor) => None,
+            RollingStep::Starting { successor: Some(_), until_ns, .. }
+            | RollingStep::Settling { until_ns, .. } => Some(until_ns),
             _ => None,
         }
     }
 
     pub(super) fn on_rolling_time(&mut self, now_ns: u64) {
         match self.step() {
-            Step::Starting { slot, old, successor: Some(successor), until_ns }
+            RollingStep::Starting { slot, old, successor: Some(successor), until_ns }
                 if until_ns <= now_ns =>
             {
                 // Its end stops the reload.
                 let (successor_, until_ns) = (Some(successor), u64::MAX);
-                self.set_step(Step::Starting { slot, old, successor: successor_, until_ns });
+                self.set_step(RollingStep::Starting { slot, old, successor: successor_, until_ns });
                 let late = self.lateness(old, successor);
                 self.kill(successor, format!("it {late}"));
                 if let Some(rolling) = &mut self.rolling {
                     rolling.late = Some(late);
                 }
             }
-            Step::Settling { .. } => {
+            RollingStep::Settling { .. } => {
                 self.look_at_rolling(now_ns);
                 self.settle(now_ns);
             }

@@ -20,7 +20,7 @@ use ratatui::{DefaultTerminal, Frame};
 use super::client::Client;
 use super::views::{ListenersView, WorkersView};
 use crate::command::output;
-use rows::{Column, Row, Step, Window, columns, fold};
+use rows::{Column, Row, Scroll, VisibleRows, columns, fold};
 
 /// Width of a table without a terminal.
 pub(super) const TEXT_COLUMNS: u16 = 100;
@@ -32,7 +32,7 @@ const LOW: u16 = 16;
 
 /// A sample of a run and its time.
 #[derive(Debug)]
-struct Look {
+struct RunSample {
     at: Instant,
     run: WorkersView,
     listeners: ListenersView,
@@ -41,7 +41,7 @@ struct Look {
 /// An earlier sample and its age.
 pub(super) type Earlier<'a> = Option<(&'a WorkersView, Duration)>;
 
-impl Look {
+impl RunSample {
     fn take(client: &Client) -> Result<Self> {
         let run = client.look("/workers")?;
         Ok(Self { run, listeners: client.look("/listeners")?, at: Instant::now() })
@@ -59,7 +59,7 @@ impl Look {
 /// No run answers, or it ended; the terminal cannot be used.
 pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Result<()> {
     output::ensure_open()?;
-    let first = Look::take(client)?;
+    let first = RunSample::take(client)?;
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     if is_dumb || !io::stdout().is_terminal() {
         return print(client, first, interval, count);
@@ -72,8 +72,8 @@ pub(super) fn run(client: &Client, interval: Duration, count: Option<u32>) -> Re
 }
 
 /// Prints tables one below the other, until the reader closes.
-fn print(client: &Client, first: Look, interval: Duration, count: Option<u32>) -> Result<()> {
-    let mut earlier: Option<Look> = None;
+fn print(client: &Client, first: RunSample, interval: Duration, count: Option<u32>) -> Result<()> {
+    let mut earlier: Option<RunSample> = None;
     let mut now = first;
     let mut shown = 0;
     loop {
@@ -89,22 +89,22 @@ fn print(client: &Client, first: Look, interval: Duration, count: Option<u32>) -
             return Ok(());
         }
         std::thread::sleep(interval);
-        earlier = Some(std::mem::replace(&mut now, Look::take(client)?));
+        earlier = Some(std::mem::replace(&mut now, RunSample::take(client)?));
     }
 }
 
 fn draw(
     mut terminal: DefaultTerminal,
     client: &Client,
-    first: Look,
+    first: RunSample,
     interval: Duration,
     count: Option<u32>,
 ) -> Result<()> {
     let failed = |error: io::Error| Error::system("draw on the terminal", errno_of(&error));
-    let mut earlier: Option<Look> = None;
+    let mut earlier: Option<RunSample> = None;
     let mut now = first;
     let mut shown = 0;
-    let mut window = Window::default();
+    let mut window = VisibleRows::default();
     loop {
         let before = earlier.as_ref().map(|one| one.before(&now));
         terminal.draw(|frame| screen(frame, &now, before, &mut window)).map_err(failed)?;
@@ -122,7 +122,7 @@ fn draw(
         if count.is_some_and(|count| shown >= count) {
             return Ok(());
         }
-        earlier = Some(std::mem::replace(&mut now, Look::take(client)?));
+        earlier = Some(std::mem::replace(&mut now, RunSample::take(client)?));
     }
 }
 
@@ -131,7 +131,7 @@ enum Key {
     Quit,
     Redraw,
     /// Further down or up in the table.
-    Move(Step),
+    Move(Scroll),
     None,
 }
 
@@ -158,17 +158,17 @@ fn meaning(key: KeyEvent) -> Option<Key> {
     Some(match key.code {
         KeyCode::Char('q') | KeyCode::Esc => Key::Quit,
         KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::Quit,
-        KeyCode::Down | KeyCode::Char('j') => Key::Move(Step::Rows(1)),
-        KeyCode::Up | KeyCode::Char('k') => Key::Move(Step::Rows(-1)),
-        KeyCode::PageDown | KeyCode::Char(' ') => Key::Move(Step::Pages(1)),
-        KeyCode::PageUp | KeyCode::Char('b') => Key::Move(Step::Pages(-1)),
-        KeyCode::Home | KeyCode::Char('g') => Key::Move(Step::First),
-        KeyCode::End | KeyCode::Char('G') => Key::Move(Step::Last),
+        KeyCode::Down | KeyCode::Char('j') => Key::Move(Scroll::Rows(1)),
+        KeyCode::Up | KeyCode::Char('k') => Key::Move(Scroll::Rows(-1)),
+        KeyCode::PageDown | KeyCode::Char(' ') => Key::Move(Scroll::Pages(1)),
+        KeyCode::PageUp | KeyCode::Char('b') => Key::Move(Scroll::Pages(-1)),
+        KeyCode::Home | KeyCode::Char('g') => Key::Move(Scroll::First),
+        KeyCode::End | KeyCode::Char('G') => Key::Move(Scroll::Last),
         _ => return None,
     })
 }
 
-fn screen(frame: &mut Frame<'_>, now: &Look, before: Earlier<'_>, window: &mut Window) {
+fn screen(frame: &mut Frame<'_>, now: &RunSample, before: Earlier<'_>, window: &mut VisibleRows) {
     let width = usize::from(frame.area().width);
     // A low terminal has room for the workers first.
     let lines_max = if frame.area().height < LOW { 1 } else { LINES_MAX };

@@ -56,29 +56,29 @@ pub(super) enum Column {
 
 /// Which rows are shown of a table that is higher than the terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Window {
+pub(super) struct VisibleRows {
     first: usize,
     height: usize,
 }
 
 /// A movement of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Scroll {
     Rows(isize),
     Pages(isize),
     First,
     Last,
 }
 
-impl Window {
+impl VisibleRows {
     /// Moves it. Where the table ends is known when it is drawn.
-    pub(super) fn scroll(&mut self, step: Step) {
+    pub(super) fn scroll(&mut self, step: Scroll) {
         let page = self.height.cast_signed();
         self.first = match step {
-            Step::Rows(count) => self.first.saturating_add_signed(count),
-            Step::Pages(count) => self.first.saturating_add_signed(count.saturating_mul(page)),
-            Step::First => 0,
-            Step::Last => usize::MAX,
+            Scroll::Rows(count) => self.first.saturating_add_signed(count),
+            Scroll::Pages(count) => self.first.saturating_add_signed(count.saturating_mul(page)),
+            Scroll::First => 0,
+            Scroll::Last => usize::MAX,
         };
     }
 
@@ -347,22 +347,22 @@ mod tests {
 
     #[test]
     fn a_table_that_is_too_high_is_moved_through() {
-        let mut window = Window::default();
+        let mut window = VisibleRows::default();
         assert_eq!(window.of(3, 10), 0..3);
         assert_eq!(window.of(40, 10), 0..10);
         for (step, rows) in [
-            (Step::Rows(1), 1..11),
-            (Step::Pages(1), 11..21),
-            (Step::Last, 30..40),
-            (Step::Rows(1), 30..40),
-            (Step::Pages(-1), 20..30),
-            (Step::First, 0..10),
-            (Step::Rows(-1), 0..10),
+            (Scroll::Rows(1), 1..11),
+            (Scroll::Pages(1), 11..21),
+            (Scroll::Last, 30..40),
+            (Scroll::Rows(1), 30..40),
+            (Scroll::Pages(-1), 20..30),
+            (Scroll::First, 0..10),
+            (Scroll::Rows(-1), 0..10),
         ] {
             window.scroll(step);
             assert_eq!(window.of(40, 10), rows, "{step:?}");
         }
-        window.scroll(Step::Last);
+        window.scroll(Scroll::Last);
         assert_eq!((window.of(40, 10), window.of(5, 10), window.of(5, 0)), (30..40, 0..5, 0..0));
     }
 

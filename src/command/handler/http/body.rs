@@ -39,7 +39,7 @@ pub(super) enum Advance {
 }
 
 /// One step of an [`Advance`].
-enum Step {
+enum BodyStep {
     Starved,
     Onward(usize, Body),
     Ended(usize),
@@ -61,35 +61,35 @@ impl Body {
         let mut done = 0;
         loop {
             match self.step(&input[done..], limits) {
-                Step::Starved => return Advance::Starved(done),
-                Step::Onward(length, next) => {
+                BodyStep::Starved => return Advance::Starved(done),
+                BodyStep::Onward(length, next) => {
                     done += length;
                     *self = next;
                 }
-                Step::Ended(length) => return Advance::Ended(done + length),
-                Step::Refused(refusal) => return Advance::Refused(refusal),
+                BodyStep::Ended(length) => return Advance::Ended(done + length),
+                BodyStep::Refused(refusal) => return Advance::Refused(refusal),
             }
         }
     }
 
-    fn step(&mut self, rest: &[u8], limits: &HttpLimits) -> Step {
+    fn step(&mut self, rest: &[u8], limits: &HttpLimits) -> BodyStep {
         if rest.is_empty() {
-            return Step::Starved;
+            return BodyStep::Starved;
         }
         match self {
             Self::Length { left } => match pass_over(rest, *left) {
-                (length, 0) => Step::Ended(length),
-                (length, left) => Step::Onward(length, Self::Length { left }),
+                (length, 0) => BodyStep::Ended(length),
+                (length, left) => BodyStep::Onward(length, Self::Length { left }),
             },
             Self::ChunkSize => chunk_size(rest),
             Self::Chunk { left } => match pass_over(rest, *left) {
-                (length, 0) => Step::Onward(length, Self::ChunkEnd),
-                (length, left) => Step::Onward(length, Self::Chunk { left }),
+                (length, 0) => BodyStep::Onward(length, Self::ChunkEnd),
+                (length, left) => BodyStep::Onward(length, Self::Chunk { left }),
             },
             Self::ChunkEnd => match rest {
-                [b'\r', b'\n', ..] => Step::Onward(2, Self::ChunkSize),
-                [b'\r'] => Step::Starved,
-                _ => Step::Refused(HttpRefusal::BadRequest),
+                [b'\r', b'\n', ..] => BodyStep::Onward(2, Self::ChunkSize),
+                [b'\r'] => BodyStep::Starved,
+                _ => BodyStep::Refused(HttpRefusal::BadRequest),
             },
             Self::Trailers { scanned } => trailers(rest, scanned, limits),
         }
@@ -104,7 +104,7 @@ fn pass_over(rest: &[u8], left: u64) -> (usize, u64) {
 
 /// Stricter than httparse, which reads a missing size as 0 and allows a lone newline or a control
 /// byte in an extension, where two readers could disagree about the line's end.
-fn chunk_size(rest: &[u8]) -> Step {
+fn chunk_size(rest: &[u8]) -> BodyStep {
     let window = &rest[..rest.len().min(CHUNK_LINE_BYTES_MAX)];
     let newline = window.iter().position(|byte| *byte == b'\n');
     let line = &window[..newline.map_or(window.len(), |newline| newline + 1)];
@@ -116,34 +116,36 @@ fn chunk_size(rest: &[u8]) -> Step {
     let clean = text.iter().all(|byte| *byte == b'\t' || !byte.is_ascii_control());
     let waits = newline.is_none() && window.len() < CHUNK_LINE_BYTES_MAX;
     if !sized || !clean {
-        return Step::Refused(HttpRefusal::BadRequest);
+        return BodyStep::Refused(HttpRefusal::BadRequest);
     }
     match httparse::parse_chunk_size(line) {
-        Ok(Status::Complete((length, 0))) => Step::Onward(length, Body::Trailers { scanned: 0 }),
-        Ok(Status::Complete((length, left))) => Step::Onward(length, Body::Chunk { left }),
-        Ok(Status::Partial) if waits => Step::Starved,
-        Ok(Status::Partial) | Err(_) => Step::Refused(HttpRefusal::BadRequest),
+        Ok(Status::Complete((length, 0))) => {
+            BodyStep::Onward(length, Body::Trailers { scanned: 0 })
+        }
+        Ok(Status::Complete((length, left))) => BodyStep::Onward(length, Body::Chunk { left }),
+        Ok(Status::Partial) if waits => BodyStep::Starved,
+        Ok(Status::Partial) | Err(_) => BodyStep::Refused(HttpRefusal::BadRequest),
     }
 }
 
 /// Trailers have the bounds of a head, and are parsed only when they can be complete.
-fn trailers(rest: &[u8], scanned: &mut usize, limits: &HttpLimits) -> Step {
+fn trailers(rest: &[u8], scanned: &mut usize, limits: &HttpLimits) -> BodyStep {
     let window = &rest[..rest.len().min(limits.head_bytes_max)];
     let full = window.len() == limits.head_bytes_max;
     let empty = matches!(window[0], b'\r' | b'\n');
     if *scanned > 0 && !full && !empty && block_end(window, *scanned).is_none() {
         *scanned = window.len();
-        return Step::Starved;
+        return BodyStep::Starved;
     }
     let mut headers = [EMPTY_HEADER; HEADER_COUNT_MAX];
     let header_count_max = limits.header_count_max.min(HEADER_COUNT_MAX);
     match httparse::parse_headers(window, &mut headers[..header_count_max]) {
-        Ok(Status::Complete((length, _))) => Step::Ended(length),
-        Ok(Status::Partial) if full => Step::Refused(HttpRefusal::HeadTooLarge),
+        Ok(Status::Complete((length, _))) => BodyStep::Ended(length),
+        Ok(Status::Partial) if full => BodyStep::Refused(HttpRefusal::HeadTooLarge),
         Ok(Status::Partial) => {
             *scanned = window.len();
-            Step::Starved
+            BodyStep::Starved
         }
-        Err(error) => Step::Refused(refusal_of(error)),
+        Err(error) => BodyStep::Refused(refusal_of(error)),
     }
 }

@@ -7,10 +7,11 @@
 
 use super::super::session::WindowRule;
 
-/// Maximum time without reading. It is short compared to the limits for a fast acknowledgement and
-/// for credits, which include it.
-pub(super) const PATIENCE_NS: u64 = 500_000;
-const _: () = assert!(PATIENCE_NS <= WindowRule::FAST_NS / 2, "no fast answer may be seen as slow");
+/// Longest time without reading. It is part of what a fast acknowledgement and a claim may take, so
+/// it is short in comparison.
+pub(super) const PAUSE_NS_MAX: u64 = 500_000;
+const _: () =
+    assert!(PAUSE_NS_MAX <= WindowRule::FAST_NS / 2, "no fast answer may be seen as slow");
 
 /// What depends on a worker's next message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,8 +25,8 @@ pub(super) enum Urgency {
 }
 
 impl Urgency {
-    /// The urgency of a worker whose replies nothing waits for. A worker that has been silent for
-    /// long is stalled or busy: polling it repeatedly is useless, and its reply is news.
+    /// The urgency of a worker that owes replies for which nothing waits. One that has been silent
+    /// for long is stalled or busy: polling it is useless, and its reply is news.
     pub(super) fn of_unanswered(oldest_age_ns: Option<u64>) -> Self {
         match oldest_age_ns {
             Some(age_ns) if age_ns <= WindowRule::SLOW_NS => Self::Later,
@@ -45,7 +46,7 @@ impl AckBatching {
     /// all workers.
     pub(super) fn until_ns(&mut self, need: Urgency, now_ns: u64) -> Option<u64> {
         self.until_ns = match need {
-            Urgency::Later => self.until_ns.or(Some(now_ns + PATIENCE_NS)),
+            Urgency::Later => self.until_ns.or(Some(now_ns + PAUSE_NS_MAX)),
             Urgency::Nothing | Urgency::Now => None,
         };
         self.until_ns
@@ -57,7 +58,7 @@ impl AckBatching {
     }
 
     /// Ends the pause: all channels have been read.
-    pub(super) fn begin_anew(&mut self) {
+    pub(super) fn end(&mut self) {
         self.until_ns = None;
     }
 }
@@ -69,43 +70,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_fresh_connections_make_patient() {
+    fn only_recent_connections_allow_a_pause() {
         let ages = [None, Some(0), Some(WindowRule::SLOW_NS), Some(WindowRule::SLOW_NS + 1)];
         let needs = [Urgency::Nothing, Urgency::Later, Urgency::Later, Urgency::Nothing];
         assert_eq!(ages.map(Urgency::of_unanswered), needs);
     }
 
     #[test]
-    fn patience_ends_with_its_time_or_with_a_need() {
+    fn a_pause_ends_after_its_time_or_when_a_reply_is_needed() {
         let mut ack_batching = AckBatching::default();
         assert_eq!(ack_batching.until_ns(Urgency::Nothing, 5), None);
-        assert_eq!(ack_batching.until_ns(Urgency::Later, 10), Some(10 + PATIENCE_NS));
-        assert_eq!(ack_batching.until_ns(Urgency::Later, 20), Some(10 + PATIENCE_NS));
-        assert!(!ack_batching.is_over(9 + PATIENCE_NS) && ack_batching.is_over(10 + PATIENCE_NS));
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 10), Some(10 + PAUSE_NS_MAX));
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 20), Some(10 + PAUSE_NS_MAX));
+        assert!(!ack_batching.is_over(9 + PAUSE_NS_MAX) && ack_batching.is_over(10 + PAUSE_NS_MAX));
         assert_eq!(ack_batching.until_ns(Urgency::Now, 30), None);
-        assert!(!ack_batching.is_over(u64::MAX), "they are listened to");
-        assert_eq!(ack_batching.until_ns(Urgency::Later, 40), Some(40 + PATIENCE_NS));
-        ack_batching.begin_anew();
-        assert_eq!(ack_batching.until_ns(Urgency::Later, 50), Some(50 + PATIENCE_NS));
+        assert!(!ack_batching.is_over(u64::MAX), "the channels are read");
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 40), Some(40 + PAUSE_NS_MAX));
+        ack_batching.end();
+        assert_eq!(ack_batching.until_ns(Urgency::Later, 50), Some(50 + PAUSE_NS_MAX));
     }
 
     proptest! {
         #[test]
-        fn channels_are_never_left_alone_for_longer(
+        fn channels_are_never_unread_for_longer(
             steps in prop::collection::vec((0u8..3, 0u64..200_000), 1..100),
         ) {
-            let (mut ack_batching, mut now_ns, mut looked_ns) = (AckBatching::default(), 0, 0);
+            let (mut ack_batching, mut now_ns, mut read_ns) = (AckBatching::default(), 0, 0);
             for (need, passed_ns) in steps {
                 let need = [Urgency::Nothing, Urgency::Later, Urgency::Now][usize::from(need)];
                 match ack_batching.until_ns(need, now_ns) {
-                    None => looked_ns = now_ns,
+                    None => read_ns = now_ns,
                     Some(until_ns) => {
                         prop_assert_eq!(need, Urgency::Later);
-                        prop_assert!(until_ns <= looked_ns + PATIENCE_NS);
+                        prop_assert!(until_ns <= read_ns + PAUSE_NS_MAX);
                         now_ns = (now_ns + passed_ns).min(until_ns);
                         if ack_batching.is_over(now_ns) {
-                            ack_batching.begin_anew();
-                            looked_ns = now_ns;
+                            ack_batching.end();
+                            read_ns = now_ns;
                         }
                     }
                 }

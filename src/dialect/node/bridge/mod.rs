@@ -184,7 +184,7 @@ impl Bridge {
             self.serve(*event, Ready { channel, inbox: false }, now_ns);
         }
         if count < ready.len() {
-            self.ack_batching.begin_anew();
+            self.ack_batching.end();
         }
         Ok(())
     }

@@ -31,12 +31,12 @@ pub struct Notices {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<(Notice, usize)>,
-    shares: BTreeMap<WorkerId, Share>,
+    shares: BTreeMap<WorkerId, WorkerShare>,
 }
 
 /// The share of one worker.
 #[derive(Debug, Default)]
-struct Share {
+struct WorkerShare {
     notices: usize,
     bytes: usize,
     descriptors: usize,

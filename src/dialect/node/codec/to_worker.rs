@@ -144,21 +144,21 @@ impl SocketName {
 /// A message of Node's cluster module. Empty fields are omitted, except those that Node reads
 /// without a check.
 #[derive(Serialize)]
-struct Cluster<'a> {
+struct ClusterMessage<'a> {
     cmd: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     act: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<&'a str>,
     #[serde(flatten)]
-    outcome: Option<Outcome<'a>>,
+    outcome: Option<ReplyFields<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ack: Option<i64>,
     seq: i64,
 }
 
 #[derive(Serialize)]
-struct Outcome<'a> {
+struct ReplyFields<'a> {
     /// Negative, as in libuv.
     errno: Option<i32>,
     data: Option<&'a Value>,
@@ -198,7 +198,7 @@ impl Own {
 
 /// The envelope of a message with a descriptor.
 #[derive(Serialize)]
-struct Handle<T> {
+struct DescriptorEnvelope<T> {
     cmd: &'static str,
     #[serde(rename = "type")]
     kind: &'static str,
@@ -207,7 +207,7 @@ struct Handle<T> {
     msg: T,
 }
 
-impl<T> Handle<T> {
+impl<T> DescriptorEnvelope<T> {
     fn new(kind: &'static str, msg: T) -> Self {
         Self { cmd: "NODE_HANDLE", kind, family: None, msg }
     }
@@ -230,7 +230,7 @@ struct Sockets<'a> {
     count: Option<u32>,
 }
 
-impl<'a> Cluster<'a> {
+impl<'a> ClusterMessage<'a> {
     fn new(sequence: i64) -> Self {
         Self { cmd: "NODE_CLUSTER", act: None, key: None, outcome: None, ack: None, seq: sequence }
     }
@@ -247,27 +247,27 @@ impl ToWorker<'_> {
             }
             Self::Connection { key, sequence } => frame(&connection(key, sequence), serialization),
             Self::Listen { key, to, data, name, own, sequence } => {
-                let outcome = Outcome { errno: None, data: Some(data), sockname: name, own };
+                let outcome = ReplyFields { errno: None, data: Some(data), sockname: name, own };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
             Self::ListenYourself { key, to, data, datagram, own, sequence } => {
                 let data = Some(data);
-                let outcome = Outcome { errno: Some(0), data, sockname: None, own };
+                let outcome = ReplyFields { errno: Some(0), data, sockname: None, own };
                 let kind = if datagram { DATAGRAM } else { STREAM };
                 let message = answer(key, to, outcome, sequence);
-                frame(&Handle::new(kind, message), serialization)
+                frame(&DescriptorEnvelope::new(kind, message), serialization)
             }
             Self::ListenFailed { key, to, data, errno, sequence } => {
                 let (errno, data) = (Some(-errno), Some(data));
-                let outcome = Outcome { errno, data, sockname: None, own: Own::default() };
+                let outcome = ReplyFields { errno, data, sockname: None, own: Own::default() };
                 frame(&answer(key, to, outcome, sequence), serialization)
             }
             Self::Farewell { to, sequence } => {
-                frame(&Cluster { ack: to, ..Cluster::new(sequence) }, serialization)
+                frame(&ClusterMessage { ack: to, ..ClusterMessage::new(sequence) }, serialization)
             }
             Self::Disconnect { sequence } => {
                 let act = Some("disconnect");
-                frame(&Cluster { act, ..Cluster::new(sequence) }, serialization)
+                frame(&ClusterMessage { act, ..ClusterMessage::new(sequence) }, serialization)
             }
             Self::Stop => frame(&Word { cmd: OWN_COMMAND, act: "stop" }, serialization),
             Self::HandleArrived => frame(&sockets("NODE_HANDLE_ACK"), serialization),
@@ -289,15 +289,18 @@ impl ToWorker<'_> {
                     SocketKind::Datagram { v6: false } => ("dgram.Socket", Some("udp4")),
                     SocketKind::Datagram { v6: true } => ("dgram.Socket", Some("udp6")),
                 };
-                frame(&Handle { family, ..Handle::new(kind, message) }, serialization)
+                frame(
+                    &DescriptorEnvelope { family, ..DescriptorEnvelope::new(kind, message) },
+                    serialization,
+                )
             }
         }
     }
 }
 
-fn connection(key: &str, sequence: i64) -> Handle<Cluster<'_>> {
+fn connection(key: &str, sequence: i64) -> DescriptorEnvelope<ClusterMessage<'_>> {
     let (act, key) = (Some("newconn"), Some(key));
-    Handle::new(STREAM, Cluster { act, key, ..Cluster::new(sequence) })
+    DescriptorEnvelope::new(STREAM, ClusterMessage { act, key, ..ClusterMessage::new(sequence) })
 }
 
 /// The line for a connection. It is written once per connection, so it bypasses serialisation.
@@ -312,9 +315,14 @@ fn connection_line(key: &str, sequence: i64) -> Vec<u8> {
     line
 }
 
-fn answer<'a>(key: &'a str, to: i64, outcome: Outcome<'a>, sequence: i64) -> Cluster<'a> {
+fn answer<'a>(
+    key: &'a str,
+    to: i64,
+    outcome: ReplyFields<'a>,
+    sequence: i64,
+) -> ClusterMessage<'a> {
     let (key, outcome, ack) = (Some(key), Some(outcome), Some(to));
-    Cluster { key, outcome, ack, ..Cluster::new(sequence) }
+    ClusterMessage { key, outcome, ack, ..ClusterMessage::new(sequence) }
 }
 
 fn sockets(cmd: &'static str) -> Sockets<'static> {

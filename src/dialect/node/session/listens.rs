@@ -16,7 +16,7 @@ pub(super) const SERVERS_MAX: usize = LISTENERS_MAX;
 
 /// A request that waits for its reply.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(super) struct PendingQuery {
     pub(super) query: QueryId,
     /// Sequence number for the reply.
     pub(super) to: i64,
@@ -25,7 +25,7 @@ pub(super) struct Asked {
 
 /// An open server.
 #[derive(Clone, Debug)]
-struct Server {
+struct OpenServer {
     key: Arc<str>,
     listener: ListenerId,
     /// Whether it receives connections rather than datagrams.
@@ -35,27 +35,27 @@ struct Server {
 /// All servers of a worker.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Listens {
-    asked: Vec<Asked>,
-    servers: Vec<Server>,
+    pending: Vec<PendingQuery>,
+    servers: Vec<OpenServer>,
     keys: u64,
 }
 
 impl Listens {
     pub(super) fn is_full(&self) -> bool {
-        self.asked.len() + self.servers.len() >= SERVERS_MAX
+        self.pending.len() + self.servers.len() >= SERVERS_MAX
     }
 
-    pub(super) fn ask(&mut self, asked: Asked) {
-        self.asked.push(asked);
+    pub(super) fn add_pending(&mut self, query: PendingQuery) {
+        self.pending.push(query);
     }
 
-    pub(super) fn asked(&self, query: QueryId) -> Option<&Asked> {
-        self.asked.iter().find(|asked| asked.query == query)
+    pub(super) fn pending(&self, query: QueryId) -> Option<&PendingQuery> {
+        self.pending.iter().find(|pending| pending.query == query)
     }
 
-    pub(super) fn take_asked(&mut self, query: QueryId) -> Option<Asked> {
-        let place = self.asked.iter().position(|asked| asked.query == query)?;
-        Some(self.asked.remove(place))
+    pub(super) fn take_pending(&mut self, query: QueryId) -> Option<PendingQuery> {
+        let place = self.pending.iter().position(|pending| pending.query == query)?;
+        Some(self.pending.remove(place))
     }
 
     /// Creates a key that this worker has not had before.
@@ -65,7 +65,7 @@ impl Listens {
     }
 
     pub(super) fn open(&mut self, key: String, listener: ListenerId, connects: bool) {
-        self.servers.push(Server { key: key.into(), listener, connects });
+        self.servers.push(OpenServer { key: key.into(), listener, connects });
     }
 
     /// Removes a server. Returns its listener if this was the worker's last server on it. An

@@ -28,7 +28,7 @@ use super::codec::{
 use crate::id::ListenerId;
 use backoff::Backoff;
 use fd_ordering::{Delayed, UnconfirmedFd};
-use listens::{Asked, Listens};
+use listens::{Listens, PendingQuery};
 use window::Window;
 pub use window::WindowRule;
 
@@ -290,13 +290,13 @@ impl Session {
     /// The data of this request that the servers of all workers on the listener share.
     #[must_use]
     pub fn data_of(&self, query: QueryId) -> Option<&Value> {
-        self.listens.asked(query).map(|asked| &asked.data)
+        self.listens.pending(query).map(|pending| &pending.data)
     }
 
     /// Replies to a listen request. `data` comes from the first worker on the listener. Returns
     /// whether the worker still waits for the reply; a leaving worker does not.
     pub fn answer(&mut self, query: QueryId, answer: &Answer, data: &Value) -> bool {
-        let Some(Asked { to, .. }) = self.listens.take_asked(query) else {
+        let Some(PendingQuery { to, .. }) = self.listens.take_pending(query) else {
             return false;
         };
         if self.stage != SessionStage::Open {
@@ -422,7 +422,7 @@ impl Session {
         self.queries += 1;
         let query = QueryId(self.queries);
         let data = request.data.clone();
-        self.listens.ask(Asked { query, to: request.sequence, data });
+        self.listens.add_pending(PendingQuery { query, to: request.sequence, data });
         self.emit(SessionEvent::Query(query, request));
     }
 

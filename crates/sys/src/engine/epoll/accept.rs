@@ -7,7 +7,7 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{SockFlag, accept4};
 
 use super::super::event::{EngineEvent, Key};
-use super::{EpollEngine, Kind};
+use super::{EpollEngine, ReadyKind};
 use crate::limits;
 
 /// Maximum number of connections accepted from a listener per turn. The rest follows in the next
@@ -57,7 +57,7 @@ impl EpollEngine {
         if place >= self.accepts.len() {
             self.accepts.resize_with(place + 1, Accept::default);
         }
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, key.pack(Kind::Accept as u8));
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, key.pack(ReadyKind::Accept as u8));
         if let Err(errno) = self.set.add(listener, event) {
             return self.happened.push(failed(key, errno));
         }

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::super::event::{BufferId, EngineEvent, Key, Opened, Outcome, SealedMessage};
-use super::{EpollEngine, Kind};
+use super::{EpollEngine, ReadyKind};
 use crate::fdpass;
 
 /// Maximum number of unopened messages.
@@ -24,18 +24,18 @@ pub(super) struct Inbox {
     /// Whether it is in the epoll set, which is the case only while messages may be received.
     watched: bool,
     offered: u16,
-    places: Vec<Received>,
+    places: Vec<InboxMessage>,
     free: Vec<u16>,
 }
 
 #[derive(Debug)]
-struct Received {
+struct InboxMessage {
     payload: Box<[u8; PAYLOAD_ROOM]>,
     descriptors: Vec<OwnedFd>,
     truncated: bool,
 }
 
-impl Default for Received {
+impl Default for InboxMessage {
     fn default() -> Self {
         Self { payload: Box::new([0; PAYLOAD_ROOM]), descriptors: Vec::new(), truncated: false }
     }
@@ -48,7 +48,7 @@ impl Inbox {
 
     fn take_place(&mut self) -> u16 {
         self.free.pop().unwrap_or_else(|| {
-            self.places.push(Received::default());
+            self.places.push(InboxMessage::default());
             u16::try_from(self.places.len() - 1).expect("bounded by MESSAGES_MAX")
         })
     }
@@ -56,7 +56,7 @@ impl Inbox {
     /// Receives one message into a free slot; `None` if there is none.
     fn receive(&mut self) -> Option<Outcome<Option<SealedMessage>>> {
         let place = self.take_place();
-        let Received { payload, descriptors, truncated } = &mut self.places[usize::from(place)];
+        let InboxMessage { payload, descriptors, truncated } = &mut self.places[usize::from(place)];
         // SAFETY: the caller of the engine keeps the channel open while it is received from.
         let socket = unsafe { BorrowedFd::borrow_raw(self.raw) };
         let arrival = fdpass::receive(socket, &mut payload[..], descriptors);
@@ -149,7 +149,8 @@ impl EpollEngine {
         }
         // SAFETY: the caller of the engine keeps the channel open while it is received from.
         let socket = unsafe { BorrowedFd::borrow_raw(self.inbox.raw) };
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, self.inbox.key.pack(Kind::Inbox as u8));
+        let event =
+            EpollEvent::new(EpollFlags::EPOLLIN, self.inbox.key.pack(ReadyKind::Inbox as u8));
         let done = match wanted {
             true => self.set.add(socket, event),
             false => self.set.delete(socket),

@@ -34,7 +34,7 @@ const TURNS_AHEAD_MAX: u32 = 3;
 /// The kind of a ready descriptor, as stored in its epoll data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum Kind {
+enum ReadyKind {
     Stream = 1,
     Accept = 2,
     Inbox = 3,
@@ -76,7 +76,7 @@ impl EpollEngine {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed)?;
         // Setting the timer again clears it, so it is never read.
         let edge = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-        let alarm = EpollEvent::new(edge, Key::default().pack(Kind::Alarm as u8));
+        let alarm = EpollEvent::new(edge, Key::default().pack(ReadyKind::Alarm as u8));
         set.add(&timer, alarm).map_err(failed)?;
         Ok(Self {
             set,
@@ -160,10 +160,10 @@ impl EpollEngine {
     fn on_ready(&mut self, packed: u64, flags: EpollFlags) {
         let (kind, key) = Key::unpack(packed);
         match kind {
-            kind if kind == Kind::Stream as u8 => self.on_stream_ready(key, flags),
-            kind if kind == Kind::Accept as u8 => self.on_accept_ready(key),
-            kind if kind == Kind::Inbox as u8 => self.on_inbox_ready(),
-            kind if kind == Kind::Poll as u8 => {
+            kind if kind == ReadyKind::Stream as u8 => self.on_stream_ready(key, flags),
+            kind if kind == ReadyKind::Accept as u8 => self.on_accept_ready(key),
+            kind if kind == ReadyKind::Inbox as u8 => self.on_inbox_ready(),
+            kind if kind == ReadyKind::Poll as u8 => {
                 self.happened.push(EngineEvent::Ready { key, outcome: Ok(()) });
             }
             _ => self.alarm_ns = None,
@@ -219,7 +219,7 @@ impl EpollEngine {
     /// Once, and again after the next request: the kernel looks at the descriptor anew then.
     fn poll(&mut self, key: Key, descriptor: BorrowedFd<'_>, flags: EpollFlags) {
         let flags = flags | EpollFlags::EPOLLONESHOT;
-        let mut event = EpollEvent::new(flags, key.pack(Kind::Poll as u8));
+        let mut event = EpollEvent::new(flags, key.pack(ReadyKind::Poll as u8));
         let asked = match self.set.modify(descriptor, &mut event) {
             Err(Errno::ENOENT) => self.set.add(descriptor, event),
             asked => asked,

@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::super::CHUNK_BYTES;
 use super::super::event::{BufferId, Chunk, EngineEvent, Key};
-use super::{EpollEngine, Kind};
+use super::{EpollEngine, ReadyKind};
 
 const BUFFER_BYTES: usize = CHUNK_BYTES as usize;
 /// Buffers that can be filled and not given back.
@@ -263,7 +263,7 @@ impl EpollEngine {
         if wanted == Watched::Both {
             flags |= EpollFlags::EPOLLOUT;
         }
-        let mut event = EpollEvent::new(flags, key.pack(Kind::Stream as u8));
+        let mut event = EpollEvent::new(flags, key.pack(ReadyKind::Stream as u8));
         // SAFETY: the caller of the engine keeps the socket open while anything is armed on it,
         // unless it is ours to close.
         let socket = unsafe { BorrowedFd::borrow_raw(stream.raw) };
