@@ -128,6 +128,13 @@ def load(options, run):
 def main():
     options = arguments()
     run = Run(options)
+    try:
+        compare(options, run)
+    finally:
+        run.end()
+
+
+def compare(options, run):
     load(options, run)
     rows = []
     print("round   without     with   ratio   primary: without   with   ratio   a scrape")
@@ -152,7 +159,6 @@ def main():
           f"[{min(ratios):.3f}, {max(ratios):.3f}] in {options.rounds} rounds of "
           f"{options.seconds:g} s at {options.rate}/s with {options.scrapes:g} scrapes/s; "
           f"CPU time in µs per connection")
-    run.end()
 
 
 def show(name, row):
