@@ -188,7 +188,7 @@ fn write_all(descriptor: BorrowedFd<'_>, bytes: &mut &[u8]) -> std::result::Resu
 struct LogFile {
     path: PathBuf,
     file: File,
-    /// LineBuffer that could not be written since the last one that was.
+    /// Lines that could not be written since the last one that was.
     lost: usize,
     /// The last line is incomplete.
     is_cut: bool,

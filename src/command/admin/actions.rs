@@ -145,7 +145,7 @@ async fn ask(
 
 async fn finish((completion, _permit): Asked, wish: &ActionParameters, done: &str) -> Answer {
     if wish.at_once {
-        let done = format!("asked for: {done}");
+        let done = format!("requested: {done}");
         return Ok(json(StatusCode::ACCEPTED, &DoneView { done }));
     }
     completion.clone().await;
