@@ -55,6 +55,27 @@ pub fn accepts(pid: u32, sockets: &[u64]) -> Accepting {
     found
 }
 
+/// Whether a process, and everything that it has started, is stopped by a signal, so that none of
+/// it can accept. What cannot be read runs, and so does what is one of more than 64.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    let (mut left, mut looked) = (vec![pid], 0);
+    while let Some(pid) = left.pop() {
+        looked += 1;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        if looked > PROCESSES_MAX || !stat.is_ok_and(|line| tells_of_stop(&line)) {
+            return false;
+        }
+        left.extend(children_of(pid));
+    }
+    true
+}
+
+/// The state follows the name, which may contain any character.
+fn tells_of_stop(stat: &str) -> bool {
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['T', 't']))
+}
+
 fn children_of(pid: u32) -> Vec<u32> {
     let texts = tasks(pid).map(|task| fs::read_to_string(format!("{task}/children")));
     let texts: Vec<String> = texts.filter_map(Result::ok).collect();
@@ -210,6 +231,13 @@ mod tests {
         let text = "pos:\t0\nflags:\t02\ntfd:        3 events:       19 data:                3  \
                     pos:0 ino:1f4 sdev:8\n";
         assert!(watches(text, &[500]) && !watches(text, &[501]) && !watches("", &[500]));
+    }
+
+    #[test]
+    fn a_line_of_stat_shows_a_stop() {
+        assert!(tells_of_stop("7 (a) S b) T 1 7") && tells_of_stop("7 (a) t 1"));
+        assert!(!tells_of_stop("7 (a) T b) S 1 7") && !tells_of_stop(""));
+        assert!(!is_stopped(std::process::id()));
     }
 
     #[test]

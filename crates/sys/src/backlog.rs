@@ -15,6 +15,14 @@ pub fn length(listener: &impl AsFd) -> Result<u32, Errno> {
     information(listener).map(|information| information.tcpi_unacked)
 }
 
+/// The most connections that the queue holds (`tcpi_sacked` of a listening socket).
+///
+/// # Errors
+/// The socket is not a TCP socket.
+pub fn length_max(listener: &impl AsFd) -> Result<u32, Errno> {
+    information(listener).map(|information| information.tcpi_sacked)
+}
+
 /// Connections that the kernel rejected because the queue was full, since the socket was opened
 /// (`SO_MEMINFO`).
 ///

@@ -348,10 +348,11 @@ fn stream(family: AddressFamily) -> nix::Result<OwnedFd> {
     socket(family, SockType::Stream, flags, None)
 }
 
-fn listen(socket: &OwnedFd, backlog: u32) -> std::result::Result<(), Errno> {
+/// Lets a bound socket listen.
+pub(crate) fn listen(socket: &impl AsFd, backlog: u32) -> std::result::Result<(), Errno> {
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     // SAFETY: listen takes two numbers.
-    let result = unsafe { libc::listen(socket.as_raw_fd(), backlog) };
+    let result = unsafe { libc::listen(socket.as_fd().as_raw_fd(), backlog) };
     Errno::result(result).map(drop)
 }
 
