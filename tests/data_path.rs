@@ -167,10 +167,9 @@ impl Bench {
             waker: Waker::inherited(bell),
             sockets: Vec::new(),
         });
-        self.command(Command::Attach {
-            slot,
-            link: NewLink { sender, receiver, page, waker, is_native: true },
-        });
+        let (is_native, pid) = (true, std::process::id());
+        let link = NewLink { sender, receiver, page, waker, is_native, pid };
+        self.command(Command::Attach { slot, link });
         for listener in listeners.iter().copied() {
             self.command(Command::Join { slot, listener });
         }

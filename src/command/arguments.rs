@@ -275,7 +275,8 @@ impl RunArguments {
         let node_options = self.worker_environment.variable("NODE_OPTIONS").unwrap_or_default();
         let directory = worker_environment.directory.as_deref();
         let program = self.program.resolve(directory, &node_options.to_string_lossy(), commands)?;
-        let policy = self.balancing.policy(self.program.takes_sockets())?;
+        let dispatch = self.balancing.dispatch.map_or_else(dispatch_from_environment, Ok)?;
+        let policy = self.balancing.policy(self.program.takes_sockets(), dispatch)?;
         let settings = Settings {
             workers: self.workers,
             pin: self.pin(program.as_ref()),
@@ -284,7 +285,7 @@ impl RunArguments {
             start_limit: self.start_limit,
             settle: self.settle,
             policy,
-            dispatch: self.balancing.dispatch.map_or_else(dispatch_from_environment, Ok)?,
+            dispatch,
             accept: self.balancing.accept.unwrap_or_default(),
             engine: self.balancing.engine.map_or_else(EngineChoice::from_environment, Ok)?,
             listen: self.listen(program.as_ref()),

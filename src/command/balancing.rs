@@ -136,7 +136,8 @@ pub(super) struct BalancingArguments {
     /// Skip a worker that claims nothing, or finishes no turn of its loop, for this long
     ///
     /// Its unclaimed connections go to others. With --dispatch kernel, and with --accept reuseport
-    /// and Node workers, so do those that wait in its own socket.
+    /// and Node workers, so do those that wait in its own socket; of programs with --dialect
+    /// listen-fds only those of a worker that is stopped or gone, where the kernel can move them.
     #[arg(
         long,
         value_name = "off|TIME",
@@ -185,9 +186,9 @@ pub(super) struct BalancingArguments {
 }
 
 impl BalancingArguments {
-    /// Programs that inherit sockets accept themselves, and only accepting workers have a
-    /// mechanism.
-    pub(super) fn policy(&self, takes_sockets: bool) -> Result<Policy> {
+    /// Programs that inherit sockets accept themselves, so only the kernel can choose among them,
+    /// and only accepting workers have a mechanism.
+    pub(super) fn policy(&self, takes_sockets: bool, dispatch: Dispatch) -> Result<Policy> {
         match (self.policy, self.accept) {
             (Some(policy), Some(accept)) if policy != Policy::None => Err(Error::usage(
                 format!(
@@ -198,7 +199,7 @@ impl BalancingArguments {
             )),
             (Some(policy), _) => Ok(policy),
             (None, Some(_)) => Ok(Policy::None),
-            (None, None) if takes_sockets => Ok(Policy::None),
+            (None, None) if takes_sockets && dispatch == Dispatch::Primary => Ok(Policy::None),
             (None, None) => policy_from_environment(),
         }
     }

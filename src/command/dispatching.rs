@@ -14,6 +14,10 @@ pub(super) struct Dispatching {
     form: Option<FormDecision>,
     /// Workers accept and report no counts.
     pub(super) is_uncounted: bool,
+    /// Workers accept from sockets that all of them have, too.
+    shares: bool,
+    /// Addresses of inherited sockets.
+    inherited: Vec<String>,
 }
 
 impl Dispatching {
@@ -27,12 +31,20 @@ impl Dispatching {
             Dialect::Node => by_kernel && settings.preload,
             Dialect::ListenFds => false,
         };
+        let shares = |program: &Program| program.dialect == Dialect::ListenFds;
         let is_counted = settings.program.as_ref().is_none_or(counts);
         Self {
             dispatch: (!none).then_some(settings.dispatch),
             form: by_kernel.then(|| Form::find(is_counted).among(workers)),
             is_uncounted: (none || by_kernel) && !is_counted,
+            shares: settings.program.as_ref().is_some_and(shares),
+            inherited: Vec::new(),
         }
+    }
+
+    /// The same with sockets that were passed to this process.
+    pub(super) fn with_inherited(&self, addresses: &[String]) -> Self {
+        Self { inherited: addresses.to_vec(), ..self.clone() }
     }
 
     /// The words about a policy at the start.
@@ -43,23 +55,28 @@ impl Dispatching {
         }
     }
 
-    /// Who dispatches a listener's connections, and in which form. A unix socket is only one, so
-    /// the kernel cannot choose among several.
+    /// Who dispatches a listener's connections, and in which form. A unix socket is only one, and
+    /// so is an inherited one: the kernel cannot choose among several.
     pub(super) fn at(&self, address: &str) -> (Option<Dispatch>, Option<&'static str>) {
         match &self.form {
-            Some(_) if is_single(address) => (Some(Dispatch::Primary), None),
+            Some(_) if self.is_single(address) => {
+                ((!self.shares).then_some(Dispatch::Primary), None)
+            }
             form => (self.dispatch, form.as_ref().map(|decision| decision.form.name())),
         }
     }
 
     /// A remark about a listener.
     pub(super) fn note(&self, address: &str) -> Option<String> {
-        let is_exception = self.form.is_some() && is_single(address);
-        is_exception
-            .then(|| format!("{address} is one socket for all workers: the primary dispatches it"))
+        let is_exception = self.form.is_some() && self.is_single(address);
+        let who = match self.shares {
+            true => "the one that is first accepts",
+            false => "the primary dispatches it",
+        };
+        is_exception.then(|| format!("{address} is one socket for all workers: {who}"))
     }
-}
 
-fn is_single(address: &str) -> bool {
-    address.starts_with("unix:")
+    fn is_single(&self, address: &str) -> bool {
+        address.starts_with("unix:") || self.inherited.iter().any(|one| one == address)
+    }
 }

@@ -56,6 +56,7 @@ pub(super) fn run(
     let feed = console.feed();
     let cluster = cluster(settings)?;
     let given = adopt(&cluster, passed)?;
+    let dispatching = &dispatching.with_inherited(&given);
     let mut supervisor = supervisor(cluster.clone(), settings, plan);
     let handle = supervisor.handle()?;
     let listeners = settings.listen.len();

@@ -291,12 +291,11 @@ impl Settings {
     fn validate_dispatch(&self) -> Result<()> {
         let takes_sockets =
             self.program.as_ref().is_some_and(|program| program.dialect == Dialect::ListenFds);
-        if takes_sockets && self.dispatch == Dispatch::Kernel {
+        if takes_sockets && self.policy == Policy::Fastest {
             return Err(Error::usage(
-                "--dispatch kernel chooses by what workers have in service, and programs with \
-                 --dialect listen-fds do not tell",
-                "leave --dispatch out; with --accept reuseport the kernel spreads connections by \
-                 hash",
+                "--policy fastest takes the time of each connection, and programs with --dialect \
+                 listen-fds do not tell",
+                "use --policy rr, least or sticky with --dispatch kernel",
             ));
         }
         let checked = self.dispatch.check(self.policy, &self.scheduling);
@@ -334,11 +333,12 @@ impl Settings {
                  listen-fds, if it inherits its listening sockets",
             ));
         }
-        if takes_sockets && self.policy != Policy::None {
+        let is_primary = self.dispatch == Dispatch::Primary;
+        if takes_sockets && is_primary && self.policy != Policy::None {
             return Err(Error::usage(
                 "programs with --dialect listen-fds accept connections themselves: no policy but \
-                 none can choose among them",
-                "leave --policy out; with --accept reuseport the kernel spreads them by hash",
+                 none can choose among them, unless the kernel dispatches",
+                "leave --policy out; or use --dispatch kernel",
             ));
         }
         self.validate_headers(program)?;

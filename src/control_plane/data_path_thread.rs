@@ -13,7 +13,7 @@ use crate::data_path::{
 };
 use crate::error::{Error, ErrorKind, Result, errno_of};
 use crate::schedule::Dispatch;
-use crate::settings::ClusterSettings;
+use crate::settings::{ClusterSettings, Dialect};
 use crate::sync::mailbox::{EndWaker, Ended};
 use crate::sys::engine::EngineKind;
 use crate::sys::steering::{Form, FormDecision};
@@ -26,6 +26,8 @@ pub(crate) struct DataPathThread {
     reports: Receiver<DataPathReport>,
     waker: Arc<Waker>,
     report_waker: Arc<Waker>,
+    /// What waits in a socket that no worker has stays there until one has it.
+    pub(super) leaves_queues: bool,
     /// Resolves when the thread ends, for any reason.
     ended: Ended,
     thread: Option<JoinHandle<Result<()>>>,
@@ -38,6 +40,7 @@ fn own_socket_rules(settings: &ClusterSettings) -> Result<OwnSocketRules> {
     Ok(OwnSocketRules {
         is_steered: settings.dispatch == Dispatch::Kernel,
         is_counted,
+        lacks_inboxes: settings.dialect == Dialect::ListenFds,
         is_exact: settings.dispatch == Dispatch::Kernel
             && Form::find(is_counted).form == Form::Exact,
     })
@@ -92,6 +95,7 @@ impl DataPathThread {
             (settings.policy, settings.scheduling.clone(), settings.backlog);
         let (workers, cpu) = (settings.workers_expected.get(), settings.primary_cpu);
         let own_sockets = own_socket_rules(settings)?;
+        let leaves_queues = own_sockets.lacks_inboxes && !own_sockets.is_exact;
         let (end_bell, ended) = EndWaker::new(Arc::clone(&report_waker));
         // Counted before the thread is pinned to one of them.
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
@@ -116,7 +120,8 @@ impl DataPathThread {
         let thread = thread
             .map_err(|error| Error::system("start the data path's thread", errno_of(&error)))?;
         has_started.recv().unwrap_or_else(|_| Err(died()))?;
-        Ok(Self { commands, reports, waker, report_waker, ended, thread: Some(thread) })
+        let thread = Some(thread);
+        Ok(Self { commands, reports, waker, report_waker, leaves_queues, ended, thread })
     }
 
     /// Sends a command.

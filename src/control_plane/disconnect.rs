@@ -16,7 +16,7 @@ use crate::sys::signal::Signal;
 impl ControlPlane {
     /// Asks a worker to leave.
     pub(crate) fn disconnect(&mut self, id: WorkerId, grace: Option<Duration>) {
-        if self.ask_to_leave(id, grace) {
+        if !self.part(id, grace) && self.ask_to_leave(id, grace) {
             self.let_go(id);
         }
     }
@@ -40,8 +40,9 @@ impl ControlPlane {
         everybody.into_iter().for_each(|id| self.retire(id));
     }
 
-    fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
+    pub(super) fn ask_to_leave(&mut self, id: WorkerId, grace: Option<Duration>) -> bool {
         let Some(worker_entry) = self.workers.get_mut(&id) else { return false };
+        worker_entry.parting = None;
         let is_first = !std::mem::replace(&mut worker_entry.asked_to_leave, true);
         let connected = worker_entry.connected;
         let leaves_by_signal = worker_entry.dialect.leaves_by_signal(connected, is_first);
@@ -77,13 +78,14 @@ impl ControlPlane {
             return;
         }
         worker_entry.leaving = true;
-        let slot = worker_entry.slot;
+        let (slot, keeps_copy) = (worker_entry.slot, !worker_entry.dialect.has_channel());
         self.leave_to_successors(id);
         let steals = self.data_path.is_some();
         let used = self.listeners.iter_mut().filter(|entry| entry.users.contains(&id));
         let left: Vec<_> = used
             .filter_map(|entry| {
-                entry.leave(slot, steals).map(|socket_owners| (entry.id, socket_owners))
+                let socket_owners = entry.leave(slot, steals, steals && keeps_copy);
+                socket_owners.map(|socket_owners| (entry.id, socket_owners))
             })
             .collect();
         left.into_iter()

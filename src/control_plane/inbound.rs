@@ -134,7 +134,11 @@ impl ControlPlane {
 
     /// Every connection of a listener in flight to a worker has arrived.
     pub(crate) fn listener_left(&mut self, slot: Slot, listener: ListenerId) {
-        let Some(id) = self.entry_at(slot).map(|worker_entry| worker_entry.id()) else { return };
+        let Some(worker_entry) = self.entry_at(slot) else { return };
+        if let Some(parting) = &mut worker_entry.parting {
+            return parting.on_excluded();
+        }
+        let id = worker_entry.id();
         self.send(id, &ToWorker::Closed { listener }, vec![]);
     }
 }

@@ -72,8 +72,15 @@ impl ControlPlane {
             worker_entry.uses.remove(&listener);
             worker_entry.serves.remove(&listener);
             worker_entry.count_out(&entry.key);
+            let is_deserted =
+                |number| entry.separate_sockets().is_some_and(|all| all.is_deserted(number));
+            let deserted =
+                left.as_ref().map(|left| left.number).filter(|number| is_deserted(*number));
             if let Some(socket_owners) = left {
                 self.set_owners(listener, socket_owners);
+            }
+            if let Some(number) = deserted {
+                self.command(Command::Desert { listener, number, is_deserted: true });
             }
             if lost > 0 {
                 self.fail(reset(lost, &address));

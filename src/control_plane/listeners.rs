@@ -378,9 +378,17 @@ impl Entry {
 
     /// The worker in `slot` leaves, and accepts the queue of its socket. Returns the owners of
     /// that socket, if it has one. The socket is kept if the primary or a successor can empty it.
-    pub(crate) fn leave(&mut self, slot: Slot, primary_accepts: bool) -> Option<SocketOwners> {
+    pub(crate) fn leave(
+        &mut self,
+        slot: Slot,
+        primary_accepts: bool,
+        keeps_copy: bool,
+    ) -> Option<SocketOwners> {
         let kept = self.held || self.outlives_workers || primary_accepts;
         let Socket::StreamEach(sockets) = &mut self.socket else { return None };
+        if keeps_copy {
+            return sockets.pause(slot);
+        }
         let socket_owners = sockets.forget(slot);
         if !kept {
             sockets.leave_behind();
@@ -402,6 +410,14 @@ impl Entry {
         // The last worker's socket closes with the address, and its queue is lost.
         let lost = if kept { 0 } else { sockets.shed(0) };
         (socket_owners, lost)
+    }
+
+    /// The separate sockets of workers, if they have any.
+    pub(crate) fn separate_sockets(&self) -> Option<&OwnSockets> {
+        match &self.socket {
+            Socket::StreamEach(sockets) => Some(sockets),
+            _ => None,
+        }
     }
 
     /// Closes the sockets that no worker will take: `coming` workers are still to start. Returns

@@ -15,6 +15,7 @@ pub(crate) mod listeners;
 mod lookup;
 mod node_notices;
 mod orphans;
+mod parting;
 mod readiness;
 mod reap;
 mod reuseport;
@@ -166,6 +167,7 @@ impl ControlPlane {
             self.end_lifetimes();
             self.retry_binds();
             self.settle();
+            self.on_parting();
             self.on_stop_deadlines();
             self.complete_disconnects();
         }
@@ -179,7 +181,7 @@ impl ControlPlane {
         let next_ns = self.retry_ns.into_iter().chain(self.bind_retry.again_ns());
         let next_ns = next_ns.chain(self.lookups.deadline_ns());
         let next_ns = next_ns.chain(self.next_settled_ns()).chain(self.next_stop_ns());
-        let next_ns = next_ns.chain(self.next_lifetime_ns()).min();
+        let next_ns = next_ns.chain(self.next_lifetime_ns()).chain(self.next_parting_ns()).min();
         next_ns.map_or(EpollTimeout::NONE, |next_ns| {
             let left = Duration::from_nanos(next_ns.saturating_sub(monotonic_ns()));
             // Rounded up: waking too early would spin until the deadline.
@@ -254,9 +256,13 @@ impl ControlPlane {
                 self.disconnect_all(grace);
             }
             Request::Shed { coming, answer } => {
-                // With a data path the primary accepts from them.
-                let lost = match self.data_path {
+                // With a data path the primary accepts from them, or lets the kernel move them.
+                let lost = match &self.data_path {
                     None => self.listeners.iter_mut().map(|entry| entry.shed(coming)).sum(),
+                    Some(data) if data.leaves_queues => {
+                        let own = self.listeners.iter().filter_map(Entry::separate_sockets);
+                        own.filter(|own| own.are_used()).map(|own| own.reset_idle(coming)).sum()
+                    }
                     Some(_) => 0,
                 };
                 let _ = answer.send(Ok(lost));

@@ -3,7 +3,9 @@
 //! Owns the socket for their notifications. Anyone may write to it, so only what comes from a
 //! worker's own process counts.
 
+use super::reuseport::Opened;
 use super::{ControlPlane, NOTIFICATIONS};
+use crate::data_path::Command;
 use crate::dialect::{WorkerDialect, listen_fds};
 use crate::error::{Error, Result};
 use crate::handle::Event;
@@ -37,8 +39,16 @@ impl ControlPlane {
         let mut start = listen_fds::Start::new(notify.map(|notify| notify.name().into()));
         let held = self.listeners.iter_mut().filter(|entry| entry.is_inherited());
         for (place, entry) in held.enumerate() {
-            // No data path takes what waits in these sockets, so a new one needs no mention.
-            let (copy, _) = entry.copy_for(slot, predecessor, false)?;
+            let listener = entry.id;
+            let (copy, opened) = entry.copy_for(slot, predecessor, false)?;
+            let own = entry.separate_sockets().and_then(|all| all.of(slot));
+            if let (Some(data), Some(Opened { number, listener: socket })) = (&self.data_path, own)
+            {
+                if opened.is_some() {
+                    data.command(Command::AddSocket { id: listener, number, socket });
+                }
+                data.command(Command::Desert { listener, number, is_deserted: false });
+            }
             let Some(socket) = copy else { continue };
             start.add(socket, settings.socket_names.get(place));
         }
@@ -114,15 +124,23 @@ impl ControlPlane {
     }
 
     fn emit_serving(&mut self, id: WorkerId) {
-        let Some(worker_entry) = self.workers.get(&id).filter(|one| one.ending.is_none()) else {
-            return;
-        };
-        let worker = worker_entry.handle();
-        self.emit(Event::Online { worker: worker.clone() });
+        let worker_entry = self.workers.get_mut(&id).filter(|one| one.ending.is_none());
+        let Some(worker_entry) = worker_entry else { return };
+        let (worker, slot, leaving) =
+            (worker_entry.handle(), worker_entry.slot, worker_entry.leaving);
         let uses: Vec<ListenerId> = worker_entry.uses.iter().copied().collect();
+        if let Some(link) = worker_entry.link.take_if(|_| !leaving) {
+            worker_entry.attached = true;
+            self.command(Command::Attach { slot, link });
+        }
+        self.emit(Event::Online { worker: worker.clone() });
         for listener in uses {
             let Some(entry) = self.listeners.get_mut(listener) else { continue };
             let address = entry.listening_address();
+            let socket_owners = if leaving { None } else { entry.begin(slot) };
+            if let Some(socket_owners) = socket_owners {
+                self.set_owners(listener, socket_owners);
+            }
             self.emit(Event::Listening { worker: worker.clone(), address });
         }
     }

@@ -112,6 +112,46 @@ impl OwnSockets {
         Some(socket.socket_owners())
     }
 
+    /// The worker in `slot` leaves, and keeps its copy until it ends.
+    pub(crate) fn pause(&mut self, slot: Slot) -> Option<SocketOwners> {
+        let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;
+        socket.users.insert(slot, false);
+        Some(socket.socket_owners())
+    }
+
+    /// The socket of the worker in `slot`.
+    pub(crate) fn of(&self, slot: Slot) -> Option<Opened> {
+        let socket = self.sockets.iter().find(|one| one.users.contains_key(&slot))?;
+        Some(Opened { number: socket.number, listener: Arc::clone(&socket.listener) })
+    }
+
+    /// The same, if no worker accepts from it any more.
+    pub(crate) fn left_by(&self, slot: Slot) -> Option<Opened> {
+        let own = self.of(slot)?;
+        let socket = self.sockets.iter().find(|one| one.number == own.number)?;
+        socket.socket_owners().owners.is_empty().then_some(own)
+    }
+
+    /// Whether no worker has this socket.
+    pub(crate) fn is_deserted(&self, number: u16) -> bool {
+        self.sockets.iter().any(|one| one.number == number && one.users.is_empty())
+    }
+
+    /// Resets what waits in unused sockets, which stay open, except the `spare` ones with the
+    /// longest queues. Returns how many connections were lost.
+    #[must_use = "lost connections must be reported"]
+    pub(crate) fn reset_idle(&self, spare: usize) -> usize {
+        let idle = self.sockets.iter().filter(|one| one.users.is_empty());
+        let length = |one: &OwnSocket| backlog::length(&*one.listener).unwrap_or(0);
+        let mut idle: Vec<(u32, &OwnSocket)> = idle.map(|one| (length(one), one)).collect();
+        idle.sort_by_key(|(length, _)| Reverse(*length));
+        let lost = idle.iter().skip(spare).map(|(length, one)| {
+            // Accepting may block, and no other process takes what is there.
+            (0..*length).map_while(|_| one.listener.accept_now().ok().flatten()).count()
+        });
+        lost.sum()
+    }
+
     /// The worker in `slot` is gone.
     pub(crate) fn forget(&mut self, slot: Slot) -> Option<SocketOwners> {
         let socket = self.sockets.iter_mut().find(|one| one.users.contains_key(&slot))?;

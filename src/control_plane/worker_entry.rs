@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::listen_request::Key;
+use super::parting::Parting;
 use crate::data_path::{CHANNEL_BYTES, NewLink};
 use crate::dialect::listen_fds::NOT_FOR_WORKERS;
 use crate::dialect::{Descriptors, Named, Spawn, WorkerDialect, WorkerStart};
@@ -45,6 +46,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) connected: bool,
     /// It was asked to leave, or has announced that it does.
     pub(crate) leaving: bool,
+    /// It gets no more connections, and is asked to leave when it has accepted the last ones.
+    pub(crate) parting: Option<Parting>,
     /// The primary has asked it to leave.
     pub(crate) asked_to_leave: bool,
     /// The data path knows that it gets no more connections.
@@ -120,7 +123,7 @@ impl WorkerEntry {
         let (cpu, page, waker) = (context.cpu(), context.page()?, Waker::new()?);
         let view = page.view()?;
         let (control, worker_control) = fdpass::stream_pair()?;
-        let has_inbox = context.start.has_inbox(has_data_path && context.hands_over);
+        let has_inbox = context.start.has_inbox(has_data_path, context.hands_over);
         let inbox = if has_inbox { Some(new_inbox()?) } else { None };
         let (streams, mut placed, further) = streams(context.settings)?;
         placed.extend(context.start.take_placed());
@@ -139,7 +142,9 @@ impl WorkerEntry {
         let started = context.launch(variables, inherited, streams, placed).start()?;
         let Started { process, input, output, errors } = started;
         let is_native = context.start.is_native();
-        let new_link = |(sender, receiver)| NewLink { sender, receiver, page, waker, is_native };
+        let pid = process.pid();
+        let new_link =
+            |(sender, receiver)| NewLink { sender, receiver, page, waker, is_native, pid };
         let link = inbox.map(new_link);
         let (dialect, messages) =
             context.start.into_state(context.settings, control, link.as_ref())?;
@@ -168,6 +173,7 @@ impl WorkerEntry {
             online: false,
             connected: true,
             leaving: false,
+            parting: None,
             asked_to_leave: false,
             retired: false,
             attached: false,

@@ -64,6 +64,10 @@ pub(super) struct Acceptor {
     pub(super) waiting: u32,
     /// Watches the connections that wait for them.
     pub(super) stall_detector: Option<StallDetector>,
+    /// Another socket gets what waits in it, as soon as there is one.
+    pub(super) needs_relief: bool,
+    /// No process has it.
+    pub(super) is_deserted: bool,
     /// The listener is closing.
     pub(super) leaving: bool,
     /// Deliveries to await before everything of this closed listener has been handed over.
@@ -89,6 +93,8 @@ impl Acceptor {
             own_before: None,
             waiting: 0,
             stall_detector: None,
+            needs_relief: false,
+            is_deserted: false,
             leaving: false,
             marks: None,
         }
@@ -314,6 +320,14 @@ impl Acceptor {
     /// Whether the listener is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.state == AcceptorState::Closed
+    }
+
+    /// Closes the listener here, and leaves what waits in it to the workers that have it.
+    pub(super) fn leave_behind(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.turn_away();
+        }
+        self.state = AcceptorState::Closed;
     }
 
     /// Accepts what waits in the backlog and closes the listener. If descriptors run out, it stays

@@ -106,7 +106,7 @@ impl DataPath {
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             let (id, leaving) = (acceptor.id, acceptor.leaving);
-            if acceptor.is_owned() {
+            if acceptor.is_owned() || self.steerer.rules.lacks_inboxes {
                 acceptor.pause(&mut self.ring);
                 continue;
             }

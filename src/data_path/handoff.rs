@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::id::ListenerId;
+use crate::id::{ListenerId, Slot};
 use crate::protocol::handoff_layout::{self, Record};
 use crate::protocol::scoreboard::{Counters, LISTENERS_MAX, PrimaryPage, Wake};
 use crate::schedule::Client;
@@ -63,6 +63,8 @@ pub struct NewLink {
     /// Its counters show when connections end, even if its program reports nothing: no bridge
     /// speaks for it.
     pub is_native: bool,
+    /// Its process.
+    pub pid: u32,
 }
 
 /// A position in the messages to a worker.
@@ -96,6 +98,7 @@ pub(super) struct Link {
     /// No more will be sent.
     retired: bool,
     is_native: bool,
+    pub(super) pid: u32,
     /// Sockets given to the worker that have not come back, by listener.
     given: Vec<(ListenerId, u64)>,
 }
@@ -116,6 +119,7 @@ impl Link {
             answered: 0,
             retired: false,
             is_native: new.is_native,
+            pid: new.pid,
             given: Vec::new(),
         }
     }
@@ -132,6 +136,11 @@ impl Link {
 
     pub(super) fn key(&self) -> Key {
         self.key
+    }
+
+    /// Whether it is the link of the worker in this slot.
+    pub(super) fn is_in(&self, slot: Slot) -> bool {
+        self.key.index == u32::from(slot.get())
     }
 
     pub(super) fn counters(&self) -> Counters {

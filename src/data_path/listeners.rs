@@ -89,6 +89,9 @@ impl DataPath {
                 continue;
             }
             acceptor.pause(&mut self.ring);
+            if self.steerer.rules.lacks_inboxes {
+                acceptor.leave_behind();
+            }
             if acceptor.is_quiet() && !acceptor.is_closed() {
                 let mut last = Vec::new();
                 acceptor.close(self.now_ns, |socket| last.push(socket));

@@ -48,6 +48,16 @@ pub enum Command {
         /// The workers.
         owners: Vec<Slot>,
     },
+    /// No process has such a socket any more, or one has it again. As long as none has it, the
+    /// kernel gives what waits there to others, where it may.
+    Desert {
+        /// The listener.
+        listener: ListenerId,
+        /// The index of the socket.
+        number: u16,
+        /// Whether no process has it.
+        is_deserted: bool,
+    },
     /// Accept from another socket for a listener, and close the previous one like a removed one.
     ReplaceListener {
         /// Its number.

@@ -14,6 +14,7 @@ mod listeners;
 mod live_counts;
 mod messages;
 mod outliers;
+mod relief;
 mod reschedule;
 mod steal;
 mod steering;
@@ -239,6 +240,7 @@ impl DataPath {
         self.drop_overdue();
         self.report_recovered();
         self.steer();
+        self.relieve();
     }
 
     /// The present sums.
@@ -400,6 +402,9 @@ impl DataPath {
             Command::AddSocket { id, number, socket } => self.add_socket(id, number, socket),
             Command::SetOwners { listener, number, owners } => {
                 self.set_owners(listener, number, owners)
+            }
+            Command::Desert { listener, number, is_deserted } => {
+                self.set_deserted(listener, number, is_deserted)
             }
             Command::ReplaceListener { id, listener } => self.replace_listener(id, listener),
             Command::RemoveListener { listener } => self.remove_listener(listener),

@@ -71,6 +71,7 @@ impl DataPath {
         });
         let Some((place, acceptor)) = found else { return };
         let is_steered = self.steerer.rules.is_steered;
+        (acceptor.needs_relief, acceptor.is_deserted) = (false, false);
         let before = std::mem::replace(&mut acceptor.owners, owners);
         // The history of the old owners does not apply to the new ones.
         acceptor.stall_detector = self.hang_after_ns.map(|hang_after_ns| match is_steered {
@@ -101,7 +102,7 @@ impl DataPath {
         }
     }
 
-    fn ask(&self, place: usize) {
+    pub(super) fn ask(&self, place: usize) {
         let listener = self.acceptors[place].as_ref().and_then(Acceptor::listener);
         if let Some(listener) = listener {
             self.watch.ask(listener, place);
@@ -113,6 +114,7 @@ impl DataPath {
         for place in self.watch.ready() {
             let Some(Some(acceptor)) = self.acceptors.get_mut(place) else { continue };
             acceptor.has_come();
+            acceptor.needs_relief |= acceptor.is_deserted;
             if let Some(stall_detector) = &mut acceptor.stall_detector {
                 stall_detector.came(self.now_ns);
             }
@@ -131,7 +133,7 @@ impl DataPath {
 
     /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn check_own_sockets(&mut self) {
-        let OwnSocketRules { is_steered, is_counted, is_exact } = self.steerer.rules;
+        let OwnSocketRules { is_steered, is_counted, is_exact, lacks_inboxes } = self.steerer.rules;
         let mut has_looked = false;
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
@@ -149,6 +151,7 @@ impl DataPath {
             has_looked = true;
             match finding {
                 None => continue,
+                Some(finding) if lacks_inboxes => self.look_after(place, finding),
                 Some(Finding::Patient) if !is_steered => continue,
                 Some(Finding::Patient) if is_counted => self.move_waiting(place),
                 Some(Finding::Patient) => {}
@@ -304,7 +307,11 @@ impl DataPath {
     fn update_stalled(&mut self, slot: Slot) {
         let acceptors = self.acceptors.iter().flatten();
         let mut own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
-        let stalled = own.any(Acceptor::may_be_stalled);
+        let stalled = match self.steerer.rules.lacks_inboxes {
+            // They get none of others, and one that works has a queue.
+            true => own.any(Acceptor::is_stalled),
+            false => own.any(Acceptor::may_be_stalled),
+        };
         self.roster.set_stalled(slot, stalled);
     }
 }

@@ -37,6 +37,9 @@ pub struct OwnSocketRules {
     pub is_counted: bool,
     /// The kernel reads these counters and picks by them.
     pub is_exact: bool,
+    /// Their workers take no connection from the primary: what one leaves in its socket, only the
+    /// kernel can give to others.
+    pub lacks_inboxes: bool,
 }
 
 /// What is in effect for each listener.
@@ -45,15 +48,15 @@ pub(super) struct Steerer {
     pub(super) rules: OwnSocketRules,
     policy: Policy,
     limits: Limits,
-    ports: Vec<Port>,
+    pub(super) ports: Vec<Port>,
     /// Something has changed since the last decision.
     pub(super) is_due: bool,
     pub(super) changes: Changes,
 }
 
 #[derive(Debug)]
-struct Port {
-    listener: ListenerId,
+pub(super) struct Port {
+    pub(super) listener: ListenerId,
     steering: Steering,
     /// The kernel's exact pick, while in use.
     exact: Option<Exact>,
@@ -150,12 +153,9 @@ impl DataPath {
     }
 
     fn steer_port(&mut self, port: &mut Port) {
-        let mut own: Vec<&Acceptor> =
-            self.acceptors.iter().flatten().filter(|one| one.id == port.listener).collect();
-        own.retain(|acceptor| acceptor.number.is_some() && !acceptor.leaving);
-        own.sort_by_key(|acceptor| acceptor.number);
+        let own = self.own_sockets_of(port.listener);
         if port.exact.is_some() {
-            match self.pick_exactly(port, &own) {
+            match self.pick_exactly(port, &own, self.steerer.rule()) {
                 Ok(change) => {
                     return change.into_iter().for_each(|one| self.steerer.changes.count(one));
                 }
@@ -193,13 +193,24 @@ impl DataPath {
         }
     }
 
+    /// The workers' sockets of a listener, in the order of opening.
+    pub(super) fn own_sockets_of(&self, listener: ListenerId) -> Vec<&Acceptor> {
+        let all = self.acceptors.iter().flatten().filter(|one| one.id == listener);
+        let mut own: Vec<&Acceptor> =
+            all.filter(|acceptor| acceptor.number.is_some() && !acceptor.leaving).collect();
+        own.sort_by_key(|acceptor| acceptor.number);
+        own
+    }
+
     /// The state of the workers that accept from a socket.
-    fn load_of(&self, acceptor: &Acceptor) -> OwnSocketLoad {
+    pub(super) fn load_of(&self, acceptor: &Acceptor) -> OwnSocketLoad {
         let loads = self.roster.loads();
         let is_doubtful = self.is_doubtful(acceptor);
         let owners = acceptor.owners.iter().filter_map(|slot| loads.get(slot.index()));
         let able = owners.filter(|load| is_able(load, is_doubtful));
-        let in_flight = able.map(|load| load.in_flight).min();
+        // Of workers that report nothing, what waits for them is known.
+        let waiting = if self.steerer.rules.is_counted { 0 } else { acceptor.waiting };
+        let in_flight = able.map(|load| load.in_flight.saturating_add(waiting)).min();
         OwnSocketLoad {
             is_owned: acceptor.is_owned(),
             is_able: in_flight.is_some(),

@@ -81,10 +81,15 @@ pub(crate) struct Descriptors<'a> {
 pub(crate) type Named<T> = (&'static str, T);
 
 impl WorkerStart<'_> {
-    /// Whether the worker has an inbox. A Node worker always has one: the bridge holds it, and its
-    /// end tells the bridge that nothing more will come.
-    pub(crate) fn has_inbox(&self, hands_over: bool) -> bool {
-        hands_over || matches!(self, Self::Node(_))
+    /// Whether the data path has a link to the worker, with an inbox. The bridge holds a Node
+    /// worker's, and the end of that inbox tells it that nothing more will come, even if the
+    /// primary hands nothing over. That of a worker that inherits its sockets stays empty.
+    pub(crate) fn has_inbox(&self, has_data_path: bool, hands_over: bool) -> bool {
+        match self {
+            Self::Native(_) => has_data_path && hands_over,
+            Self::ListenFds(_) => has_data_path,
+            Self::Node(_) => true,
+        }
     }
 
     /// Whether the worker pins itself to a CPU.
@@ -183,6 +188,11 @@ impl WorkerDialect {
         if let Self::Native(native) = self {
             native.close();
         }
+    }
+
+    /// Whether the worker has a channel.
+    pub(crate) fn has_channel(&self) -> bool {
+        !matches!(self, Self::ListenFds(_))
     }
 
     /// Whether the bridge has the worker's channel.

@@ -281,11 +281,22 @@ impl ClusterSettings {
     }
 
     fn validate_taking_over(&self, streams: usize) -> Result<()> {
-        if self.policy != Policy::None {
-            return Err(Error::usage(
-                "workers that take sockets over accept connections themselves",
-                "set the policy to none, under which the kernel chooses among them",
-            ));
+        match (self.dispatch, self.policy) {
+            (Dispatch::Primary, Policy::None) => {}
+            (Dispatch::Primary, _) => {
+                return Err(Error::usage(
+                    "workers that take sockets over accept connections themselves",
+                    "set the policy to none, under which the kernel chooses among them, or let \
+                     the kernel dispatch",
+                ));
+            }
+            (Dispatch::Kernel, Policy::Fastest) => {
+                return Err(Error::usage(
+                    "workers that take sockets over do not tell how long connections take",
+                    "use the policy rr, least or sticky",
+                ));
+            }
+            (Dispatch::Kernel, _) => {}
         }
         if !self.proxy_protocol.is_empty() {
             return Err(Error::usage(
@@ -338,7 +349,7 @@ impl ClusterSettings {
 
     /// The primary accepts and hands over.
     pub(crate) fn hands_over(&self) -> bool {
-        self.policy != Policy::None
+        self.policy != Policy::None && self.dialect != Dialect::ListenFds
     }
 
     /// The kernel dispatches to workers that count what they accept.
@@ -356,7 +367,7 @@ impl ClusterSettings {
         self.policy == Policy::Fastest
     }
 
-    /// The primary steals from workers' own sockets.
+    /// The primary watches workers' own sockets, and gives what waits there to others.
     pub(crate) fn steals(&self) -> bool {
         let has_inboxes = self.dialect == Dialect::Node || self.dispatch == Dispatch::Kernel;
         self.has_socket_for_each() && has_inboxes

@@ -31,7 +31,9 @@ pub enum Dialect {
     /// The channel of `node:cluster`: workers are unmodified Node.js programs.
     Node,
     /// No protocol: workers are programs that inherit listening sockets, as from systemd
-    /// (`sd_listen_fds(3)`), and accept from them. Only under [`Policy::None`].
+    /// (`sd_listen_fds(3)`), and accept from them. Under [`Policy::None`]; or, if the kernel
+    /// dispatches ([`Dispatch::Kernel`](crate::Dispatch::Kernel)), under [`Policy::Rr`],
+    /// [`Policy::Least`] and [`Policy::Sticky`].
     ListenFds,
 }
 

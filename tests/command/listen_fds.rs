@@ -13,7 +13,7 @@ use crate::common::{
     BINARY, Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
 };
 
-const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/listen_fds.py");
+pub(super) const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/listen_fds.py");
 /// Where `scripts/install-python.sh` installs other programs.
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/python/bin");
 /// One socket for all workers, and one for each.

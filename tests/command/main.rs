@@ -17,6 +17,7 @@ mod guest;
 mod harness;
 mod hostile;
 mod http;
+mod inherited_dispatch;
 mod limits;
 mod listen;
 mod listen_fds;

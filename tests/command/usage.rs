@@ -34,7 +34,8 @@ fn contradictions_and_impossible_settings_are_told_in_one_line() {
         ("--listen unix:/tmp/x --policy none --accept reuseport", &["reuseport", "unix:/tmp/x"]),
         ("--proxy-protocol 81 --listen 127.0.0.1:0", &["--proxy-protocol 81", "no --listen"]),
         ("--dialect listen-fds --proxy-protocol all -- cat", &["--proxy-protocol", "tell the"]),
-        ("--dialect listen-fds --dispatch kernel -- cat", &["--dispatch kernel", "reuseport"]),
+        ("--dialect listen-fds --dispatch kernel --policy fastest -- cat", &["fastest", "sticky"]),
+        ("--dialect listen-fds --policy rr -- cat", &["--dispatch kernel", "accept"]),
         ("--dialect node --preload off --proxy-protocol all -- cat", &["the preload reads"]),
     ] {
         Launch::new(arguments).refused().assert_refusal(2, words);

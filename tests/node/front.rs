@@ -278,10 +278,9 @@ impl Front {
         let page = primary_page.as_fd().try_clone_to_owned().expect("a duplicate");
         let process = self.launch(setup, id, &theirs);
         drop(theirs);
-        self.command(Command::Attach {
-            slot,
-            link: NewLink { sender, receiver, page: primary_page, waker, is_native: false },
-        });
+        let (is_native, pid) = (false, std::process::id());
+        let link = NewLink { sender, receiver, page: primary_page, waker, is_native, pid };
+        self.command(Command::Attach { slot, link });
         let new_worker = Box::new(NewNodeWorker {
             channel,
             serialization: setup.serialization,

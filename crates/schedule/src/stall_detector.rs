@@ -194,6 +194,15 @@ impl StallDetector {
         self.stalled
     }
 
+    /// The worker does not accept, and nothing can be taken out of its queue: it is stalled until
+    /// the queue is seen to shrink.
+    pub fn conclude(&mut self, now_ns: u64) {
+        self.stalled = true;
+        self.doubtful = false;
+        let doubted_after_ns = self.hang_after_ns.saturating_mul(DOUBTED_AFTER);
+        self.doubted_at_ns = now_ns.saturating_add(doubted_after_ns);
+    }
+
     fn interval_ns(&self) -> u64 {
         self.interval_ns.unwrap_or_else(|| (self.hang_after_ns / LOOKS).max(INTERVAL_MIN_NS))
     }

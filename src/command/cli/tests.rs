@@ -38,6 +38,9 @@ fn contradictions_are_refused() {
         "--listen 127.0.0.1:80 --dialect node -- /bin/true",
         "--policy none --accept uring --dialect node -- /bin/true",
         "--policy rr --dialect listen-fds -- /bin/true",
+        "--policy fastest --dispatch kernel --dialect listen-fds -- /bin/true",
+        "--policy none --dispatch kernel --dialect listen-fds -- /bin/true",
+        "--accept reuseport --dispatch kernel --dialect listen-fds -- /bin/true",
         "--policy none --accept uring --dialect listen-fds -- /bin/true",
         "--accept reuseport --listen unix:/tmp/x --dialect listen-fds -- /bin/true",
         "--max-inflight 3 --dialect listen-fds -- /bin/true",
@@ -62,6 +65,12 @@ fn programs_that_take_sockets_over_accept_by_themselves() {
     let plain = settings("--dialect listen-fds -- /bin/true").expect("the defaults are valid");
     assert_eq!(plain.listen, ["127.0.0.1:8000".parse().expect("an address")]);
     assert_eq!((plain.policy, &plain.pin), (Policy::None, &Pin::None));
+    let dispatched = settings("--dispatch kernel --dialect listen-fds -- /bin/true");
+    assert_eq!(dispatched.expect("the kernel can choose").policy, Policy::Rr);
+    for policy in ["least", "sticky"] {
+        let line = format!("--dispatch kernel --policy {policy} --dialect listen-fds -- /bin/true");
+        settings(&line).expect(policy);
+    }
     let line = "--policy none --accept reuseport --listen 0.0.0.0:80 --fdname web:a \
                 --listen [::1]:81 --ready-after notify --dialect listen-fds -- /bin/true";
     let program = settings(line).expect("all of this fits together").program;

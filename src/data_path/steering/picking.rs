@@ -15,6 +15,7 @@ use crate::protocol::scoreboard::KERNEL_LAYOUT;
 use crate::schedule::Change;
 use crate::settings::WORKERS_MAX;
 use crate::sys::engine::Key;
+use crate::sys::migration;
 use crate::sys::picking::{Pickable, Picking, Rule};
 
 /// The state given to the kernel for a port.
@@ -38,6 +39,7 @@ impl DataPath {
         &self,
         port: &mut Port,
         own: &[&Acceptor],
+        rule: Rule,
     ) -> Result<Option<Change>, Errno> {
         let (Some(exact), Some(first)) = (&mut port.exact, own.first()) else { return Ok(None) };
         let mut excluded = Vec::new();
@@ -46,8 +48,12 @@ impl DataPath {
             self.counting_owner(acceptor, &mut excluded).map(|link| (number, link))
         });
         let owned: Vec<(u16, &Link)> = owned.collect();
+        let is_left_out = |link: &Link| excluded.iter().any(|slot| link.is_in(*slot));
+        if self.steerer.rules.lacks_inboxes && owned.iter().all(|(_, link)| is_left_out(link)) {
+            // As long as all of them are busy, the one with the shortest queue is the best.
+            owned.iter().for_each(|(_, link)| link.page.set_excluded(false));
+        }
         let is_other = std::mem::replace(&mut exact.excluded, excluded) != exact.excluded;
-        let rule = self.steerer.rule();
         let keys = owned.iter().map(|(number, link)| (*number, link.key()));
         let picked = Some((rule, keys.collect()));
         if exact.picked == picked {
@@ -75,6 +81,31 @@ impl DataPath {
         picking.pick_among(first.listener().ok_or(Errno::EBADF)?, rule, &pickable)?;
         exact.picked = picked;
         Ok(Some(Change::Workers))
+    }
+
+    /// Moves what waits in a socket of a port to the others that the kernel picks. Returns whether
+    /// it does pick.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(in crate::data_path) fn move_among(
+        &self,
+        port: &mut Port,
+        own: &[&Acceptor],
+        number: Option<u16>,
+    ) -> Result<bool, Errno> {
+        let from = own.iter().find(|acceptor| acceptor.number == number);
+        let from = from.and_then(|acceptor| Some((acceptor.number?, acceptor.listener()?)));
+        let Some((number, listener)) = from else { return Ok(false) };
+        // Without a packet there is no client's address.
+        self.pick_exactly(port, own, Rule::Least)?;
+        let picking = port.exact.as_ref().and_then(|exact| exact.picking.as_ref());
+        let Some(picking) = picking else { return Ok(false) };
+        migration::move_queue(listener)?;
+        picking.enter(number, listener)?;
+        own.iter().filter_map(|acceptor| acceptor.listener()).for_each(migration::wake);
+        self.pick_exactly(port, own, self.steerer.rule())?;
+        Ok(true)
     }
 
     /// The worker whose counters decide about a socket: one that accepts from it and can take a

@@ -294,3 +294,28 @@ fn a_queue_that_is_checked_because_of_its_worker_does_not_speak_against_it_at_on
     stall_detector.on_worker_activity(0);
     assert_eq!(stall_detector.look(0, Some(false), EVERY_NS), Finding::Quiet);
 }
+
+#[test]
+fn a_worker_whose_queue_cannot_be_emptied_is_stalled_until_it_shrinks() {
+    let mut detector = StallDetector::looking_every(5, 100 * INTERVAL_MIN_NS);
+    let (mut now_ns, mut findings) = (0, Vec::new());
+    detector.came(now_ns);
+    let mut look = |detector: &mut StallDetector, length| {
+        now_ns = detector.next_look_ns().expect("connections wait").max(now_ns);
+        let finding = detector.look(length, None, now_ns);
+        if finding == Finding::Overdue {
+            detector.conclude(now_ns);
+        }
+        finding
+    };
+    while !detector.is_stalled() {
+        findings.push(look(&mut detector, 3));
+    }
+    assert!(
+        findings.len() > 2 && findings.iter().rev().skip(1).all(|one| *one == Finding::Patient)
+    );
+    assert!((0..50).all(|_| look(&mut detector, 3) == Finding::Overdue));
+    look(&mut detector, 2);
+    assert!(!detector.is_stalled() && !detector.may_be_stalled());
+    assert_eq!(look(&mut detector, 0), Finding::Quiet);
+}
