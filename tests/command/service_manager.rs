@@ -3,11 +3,13 @@
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use clusterlb_sys::fdpass;
 use nix::sys::signal::Signal;
 
+use super::listen_fds::EXAMPLE;
 use crate::common::{Client, GET_CLOSE, Launch, eventually, free_ports, get, has_program};
 
 /// A service manager's end.
@@ -119,6 +121,55 @@ fn sockets_that_the_manager_keeps_let_no_client_be_refused_between_two_runs() {
     get(&address).expect("an answer").assert_hello();
     again.end().assert_clean(2);
     assert!(Client::connect(&address).is_err(), "nothing keeps it open any more");
+}
+
+#[test]
+fn no_queued_connection_is_reset_by_restarts_with_another_number_of_workers() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it has one").to_string();
+    let socket = OwnedFd::from(listener);
+    let inheriting = "--dispatch kernel --dialect listen-fds --ready-after notify";
+    let python = has_program("python3").then_some((inheriting, &["python3", EXAMPLE][..]));
+    let kinds = [("--dispatch primary", &[][..]), ("--dispatch kernel", &[])];
+    let (answered, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let is_over = AtomicBool::new(false);
+    let go_on = || {
+        let before = answered.load(Ordering::Relaxed);
+        eventually("requests to be answered", || {
+            (answered.load(Ordering::Relaxed) >= before + 30).then_some(())
+        });
+    };
+    let last = thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let is_good = get(&address).is_ok_and(|response| response.status == 200);
+                    let counter = if is_good { &answered } else { &failed };
+                    counter.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for (arguments, program) in kinds.into_iter().chain(python) {
+            for workers in [3, 1, 4] {
+                let launch = Launch::new(&format!("--workers {workers} {arguments}"));
+                let launch = launch.listen(&*address).running(program);
+                let run = with_socket(launch, &socket, "kept").start();
+                // An inherited socket is only one.
+                let told = run.event("listening", 0);
+                assert_ne!(told["dispatch"], "kernel", "{told}");
+                go_on();
+                assert_eq!(run.stop(Signal::SIGTERM).code, Some(0), "{arguments}");
+            }
+        }
+        // Those that wait now are answered by the last one.
+        let last = with_socket(Launch::new("--workers 2").listen(&*address), &socket, "kept");
+        let last = last.start();
+        go_on();
+        is_over.store(true, Ordering::Relaxed);
+        last
+    });
+    assert_eq!(failed.into_inner(), 0);
+    last.end();
 }
 
 #[test]
