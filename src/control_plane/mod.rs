@@ -12,6 +12,7 @@ mod listen;
 mod listen_request;
 mod listener_lifetime;
 pub(crate) mod listeners;
+mod looks;
 mod lookup;
 mod node_notices;
 mod orphans;
@@ -52,6 +53,7 @@ use bind_retry::BindRetry;
 use data_path_thread::DataPathThread;
 pub(crate) use data_path_thread::check_form;
 use listeners::{Entry, Listeners};
+use looks::Looks;
 use lookup::Lookups;
 use stop::Stopping;
 use worker_entry::WorkerEntry;
@@ -96,6 +98,8 @@ pub(crate) struct ControlPlane {
     bind_retry: BindRetry,
     /// Requests that wait for a name lookup.
     lookups: Lookups,
+    /// Looks whether workers without a channel wait for connections.
+    looks: Looks,
     data_path: Option<DataPathThread>,
     /// Connects Node workers, once there has been one.
     bridge: Option<BridgeThread>,

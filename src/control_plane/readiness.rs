@@ -3,6 +3,8 @@
 //! Owns the socket for their notifications. Anyone may write to it, so only what comes from a
 //! worker's own process counts.
 
+use std::collections::BTreeMap;
+
 use super::reuseport::Opened;
 use super::{ControlPlane, NOTIFICATIONS};
 use crate::data_path::Command;
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::handle::Event;
 use crate::id::{ListenerId, Slot, WorkerId};
 use crate::settings::{ClusterSettings, Readiness};
-use crate::sys::accepting;
+use crate::sys::accepting::Accepting;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::notify::{Notification, NotifySocket};
 
@@ -74,7 +76,10 @@ impl ControlPlane {
     pub(crate) fn next_settled_ns(&self) -> Option<u64> {
         let workers = self.workers.values();
         let settling = workers.filter_map(|worker_entry| match &worker_entry.dialect {
-            WorkerDialect::ListenFds(state) => state.settles_ns(),
+            WorkerDialect::ListenFds(state) => {
+                let late_ns = self.looks.late_ns(worker_entry.id()).unwrap_or(0);
+                state.settles_ns().map(|settles_ns| settles_ns.max(late_ns))
+            }
             WorkerDialect::Native(_) | WorkerDialect::Node(_) => None,
         });
         settling.min()
@@ -82,12 +87,25 @@ impl ControlPlane {
 
     /// Lets workers that have run for long enough, or accept, count as serving.
     pub(crate) fn settle(&mut self) {
-        if self.next_settled_ns().is_some() {
-            let now_ns = monotonic_ns();
-            self.begin_serving(|pid, state| {
-                state.on_time(now_ns, |sockets| accepting::accepts(pid, sockets))
-            });
+        if self.next_settled_ns().is_none() {
+            return;
         }
+        let now_ns = monotonic_ns();
+        let mut found: BTreeMap<WorkerId, Accepting> = BTreeMap::new();
+        while let Some((id, answer)) = self.looks.answer() {
+            found.insert(id, answer);
+        }
+        for worker_entry in self.workers.values() {
+            let WorkerDialect::ListenFds(state) = &worker_entry.dialect else { continue };
+            let (id, pid) = (worker_entry.id(), worker_entry.state().pid);
+            if let Some(sockets) = state.watched_at(now_ns).filter(|_| !found.contains_key(&id)) {
+                found.extend(self.looks.begin(id, pid, sockets, now_ns).map(|answer| (id, answer)));
+            }
+        }
+        self.begin_serving(|id, _, state| match found.get(&id) {
+            Some(found) => state.on_time(now_ns, |_| *found),
+            None => state.watched_at(now_ns).is_none() && state.on_time(now_ns, |_| Accepting::No),
+        });
     }
 
     /// Receives notifications.
@@ -96,7 +114,7 @@ impl ControlPlane {
             let Some(notify) = &self.notify else { return };
             match notify.receive() {
                 Ok(Some(Notification { pid, text })) => {
-                    self.begin_serving(|worker_pid, state| {
+                    self.begin_serving(|_, worker_pid, state| {
                         worker_pid == pid && state.on_notification(&text)
                     });
                 }
@@ -109,13 +127,13 @@ impl ControlPlane {
         }
     }
 
-    /// Lets the workers without a channel count as serving of whose process id and state
+    /// Lets the workers without a channel count as serving of whose number, process id and state
     /// `has_begun` says so.
-    fn begin_serving(&mut self, has_begun: impl Fn(u32, &mut listen_fds::State) -> bool) {
+    fn begin_serving(&mut self, has_begun: impl Fn(WorkerId, u32, &mut listen_fds::State) -> bool) {
         let serving = self.workers.values_mut().filter_map(|worker_entry| {
             let (id, pid) = (worker_entry.id(), worker_entry.state().pid);
             match &mut worker_entry.dialect {
-                WorkerDialect::ListenFds(state) => has_begun(pid, state).then_some(id),
+                WorkerDialect::ListenFds(state) => has_begun(id, pid, state).then_some(id),
                 WorkerDialect::Native(_) | WorkerDialect::Node(_) => None,
             }
         });

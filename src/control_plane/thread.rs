@@ -16,6 +16,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags};
 
 use super::data_path_thread::DataPathThread;
 use super::listeners::Listeners;
+use super::looks::Looks;
 use super::lookup::Lookups;
 use super::{BindRetry, ControlPlane, REQUESTS};
 use crate::data_path::{ClusterCounts, LiveCounts};
@@ -50,6 +51,7 @@ impl ControlPlane {
         // The parent may have ignored SIGCHLD, with which the kernel keeps no exit status.
         collect_children()?;
         let lookups = Lookups::new(Arc::clone(&waker));
+        let looks = Looks::new(Arc::clone(&waker));
         let last_word = LastWord(control.clone());
         let plane = Self {
             epoll,
@@ -63,6 +65,7 @@ impl ControlPlane {
             listeners: Listeners::default(),
             bind_retry: BindRetry::default(),
             lookups,
+            looks,
             data_path: None,
             bridge: None,
             preload: None,

@@ -124,6 +124,14 @@ impl State {
         }
     }
 
+    /// Its sockets, if it is time to look whether it accepts from one of them.
+    pub(crate) fn watched_at(&self, now_ns: u64) -> Option<&[u64]> {
+        match self {
+            Self::Watched { sockets, next_ns, .. } if *next_ns <= now_ns => Some(sockets),
+            _ => None,
+        }
+    }
+
     /// Handles the passing of time. Returns whether it counts as serving from now on. `look` finds
     /// out whether it accepts from these sockets.
     pub(crate) fn on_time(&mut self, now_ns: u64, look: impl FnOnce(&[u64]) -> Accepting) -> bool {
