@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use super::event::SupervisorEvent;
 use super::handle::{
     Order, PublishedWorker, SlotSnapshot, SlotState, SupervisorHandle, SupervisorRequest,
-    SupervisorStage, WorkerState, moment,
+    SupervisorStage, WorkerState,
 };
 use super::reload_changes::BeforeReload;
 use super::signals::{SignalEffect, Terminal};
@@ -438,18 +438,21 @@ impl Driver {
             return;
         }
         let (now, now_ns) = (SystemTime::now(), monotonic_ns());
+        let mut published = self.handle.shared.published();
+        published.calendar.update(now, now_ns);
+        let calendar = &published.calendar;
         let slots = (0..).zip(&self.state.slots).map(|(number, slot)| SlotSnapshot {
             number,
             restarts: slot.restarts,
             state: match slot.occupancy {
                 Occupancy::Current(worker) => SlotState::Filled(worker),
-                Occupancy::Waiting { at_ns } => SlotState::Waiting(moment(at_ns, now, now_ns)),
+                Occupancy::Waiting { at_ns } => SlotState::Waiting(calendar.date(at_ns)),
                 Occupancy::Spawning => SlotState::Waiting(now),
                 Occupancy::GivenUp => SlotState::GivenUp,
                 Occupancy::Empty => SlotState::Empty,
             },
         });
-        let mut published = self.handle.shared.published();
+        let slots = slots.collect();
         let before = std::mem::take(&mut published.workers);
         let workers = self.state.children.iter().filter_map(|(id, child)| {
             let state = state_of(child);
@@ -464,7 +467,7 @@ impl Driver {
             })
         });
         published.workers = workers.collect();
-        published.slots = slots.collect();
+        published.slots = slots;
         published.reloading = self.state.is_reloading();
         published.stage = match self.state.stage {
             RunStage::Starting { .. } => SupervisorStage::Starting,

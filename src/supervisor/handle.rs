@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::calendar::Calendar;
 use super::event::{Subscribers, SupervisorEvents};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::waker::Waker;
@@ -56,6 +57,7 @@ pub(super) struct Published {
     pub(super) reloading: bool,
     pub(super) slots: Vec<SlotSnapshot>,
     pub(super) workers: Vec<PublishedWorker>,
+    pub(super) calendar: Calendar,
 }
 
 #[derive(Debug)]
@@ -150,14 +152,6 @@ pub struct WorkerSnapshot {
     pub addresses: Vec<String>,
     /// Its connections.
     pub counts: WorkerCounts,
-}
-
-/// The date of a moment on the monotonic clock.
-pub(super) fn moment(at_ns: u64, now: SystemTime, now_ns: u64) -> SystemTime {
-    match at_ns.checked_sub(now_ns) {
-        Some(ahead_ns) => now + Duration::from_nanos(ahead_ns),
-        None => now - Duration::from_nanos(now_ns - at_ns),
-    }
 }
 
 /// The state of a worker.
@@ -268,16 +262,17 @@ impl SupervisorHandle {
     /// cheap to call.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let published = self.shared.published();
-        let (now, now_ns) = (SystemTime::now(), monotonic_ns());
+        let mut published = self.shared.published();
+        published.calendar.update(SystemTime::now(), monotonic_ns());
+        let calendar = &published.calendar;
         let workers = published.workers.iter().map(|one| WorkerSnapshot {
             id: one.worker.id(),
             pid: one.worker.pid(),
             cpu: one.worker.cpu(),
             slot: one.slot,
             state: one.state,
-            started: moment(one.started_ns, now, now_ns),
-            since: moment(one.since_ns, now, now_ns),
+            started: calendar.date(one.started_ns),
+            since: calendar.date(one.since_ns),
             addresses: one.addresses.clone(),
             counts: one.worker.counts(),
         });
@@ -312,19 +307,4 @@ fn ended() -> Error {
         "the supervisor has ended",
         "look at the result of its `run` for the reason",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_moment_keeps_its_age_when_the_clock_is_set() {
-        let seconds = Duration::from_secs;
-        for clock in [seconds(10), seconds(1_000_000)] {
-            let now = SystemTime::UNIX_EPOCH + clock;
-            assert_eq!(moment(5_000_000_000, now, 8_000_000_000), now - seconds(3));
-            assert_eq!(moment(9_000_000_000, now, 8_000_000_000), now + seconds(1));
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! Owns the policy. The decisions are pure ([`state`]); the loop ([`driver`]) only waits and
 //! carries them out, by means that any program has with a [`Cluster`].
 
+mod calendar;
 mod driver;
 mod event;
 mod failures;
