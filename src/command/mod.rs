@@ -70,8 +70,8 @@ use crate::command::settings::Settings;
 use arguments::RunArguments;
 use cli::{Cli, Command, Unread};
 use clusterlb::protocol::environment;
-use clusterlb::topology::{self, CpuPlan};
-use clusterlb::{AcceptMechanism, EngineDecision, Policy};
+use clusterlb::topology::{self, CpuPlan, Pin};
+use clusterlb::{AcceptMechanism, Dialect, EngineDecision, Policy};
 use clusterlb::{Error, Result};
 use clusterlb_sys::cpu::CpuFacts;
 use clusterlb_sys::engine::ring;
@@ -213,6 +213,15 @@ fn run(arguments: &RunArguments) -> Result<u8> {
         .map_err(|error| Error::usage(format!("--pin: {error}"), error.hint()))?;
     if pin != settings.pin {
         plan.notes.push("nothing is pinned: sched_setaffinity is refused here".into());
+    }
+    let is_native = settings.program.as_ref().is_none_or(|one| one.dialect == Dialect::Native);
+    if !is_native && matches!(pin, Pin::List(_)) {
+        plan.notes.push(
+            "--pin places only the primary: the kernel places workers of Node and programs that \
+             take their sockets over, which have several threads; taskset in front of clusterlb \
+             limits all of them"
+                .into(),
+        );
     }
     let style = match (arguments.json, arguments.quiet) {
         (true, _) => Style::Json,

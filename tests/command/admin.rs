@@ -4,6 +4,8 @@
 mod acting;
 #[path = "admin/counting.rs"]
 mod counting;
+#[path = "admin/pinning.rs"]
+mod pinning;
 #[path = "admin/policy.rs"]
 mod policy;
 #[path = "admin/refusing.rs"]
