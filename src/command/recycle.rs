@@ -146,15 +146,15 @@ impl RecycleArguments {
     }
 
     /// The limit that a worker has reached, if any.
-    fn reached(&self, look: Readings) -> Option<String> {
-        if self.max_requests.is_some_and(|limit| look.served >= limit.of(look.draw)) {
-            return Some(format!("it has served {}", look.served));
+    fn reached(&self, readings: Readings) -> Option<String> {
+        if self.max_requests.is_some_and(|limit| readings.served >= limit.of(readings.draw)) {
+            return Some(format!("it has served {}", readings.served));
         }
-        if self.lifetime.is_some_and(|limit| look.age_ms >= limit.of(look.draw)) {
-            return Some(format!("it has lived for {} s", look.age_ms / 1000));
+        if self.lifetime.is_some_and(|limit| readings.age_ms >= limit.of(readings.draw)) {
+            return Some(format!("it has lived for {} s", readings.age_ms / 1000));
         }
         let resident =
-            look.resident_bytes.filter(|bytes| self.max_rss.is_some_and(|max| *bytes > max));
+            readings.resident_bytes.filter(|bytes| self.max_rss.is_some_and(|max| *bytes > max));
         resident.map(|bytes| format!("it has {} MiB resident", bytes >> 20))
     }
 }
@@ -255,7 +255,7 @@ fn first_due(
     let serving = snapshot.workers.into_iter().filter(|one| one.state == WorkerState::Serving);
     serving.into_iter().find_map(|worker| {
         let age = SystemTime::now().duration_since(worker.started).unwrap_or_default();
-        let look = Readings {
+        let readings = Readings {
             served: worker.counts.requests.max(worker.counts.claimed),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             resident_bytes: limits
@@ -264,7 +264,7 @@ fn first_due(
                 .map(|usage| usage.resident_bytes),
             draw: draws.hash_one(worker.id),
         };
-        let why = limits.reached(look).filter(|_| waits.is_over(worker.slot, age))?;
+        let why = limits.reached(readings).filter(|_| waits.is_over(worker.slot, age))?;
         Some((worker, age, why))
     })
 }

@@ -43,7 +43,7 @@ pub(super) struct Driver {
     start_at: Option<Instant>,
     back_off: BackOff,
     outbox: Outbox,
-    roster: PresentWorkers,
+    present: PresentWorkers,
     workers: BTreeMap<WorkerId, WorkerHandle>,
     told_end: bool,
 }
@@ -70,7 +70,7 @@ impl Driver {
             start_at: None,
             back_off: BackOff::default(),
             outbox: Outbox::default(),
-            roster: PresentWorkers::default(),
+            present: PresentWorkers::default(),
             workers: BTreeMap::new(),
             told_end: false,
         }
@@ -141,7 +141,7 @@ impl Driver {
                 self.send(&ToCompanion::Listening { id: id.get(), address: address.into() });
             }
             Event::Closed { address, .. } => {
-                self.roster.on_closed(id, &NodeAddress::from(address));
+                self.present.on_closed(id, &NodeAddress::from(address));
             }
             Event::Leaving { .. } => self.send(&ToCompanion::Leaving { id: id.get() }),
             Event::Message { message, .. } => self.pass_on(id, message),
@@ -158,7 +158,7 @@ impl Driver {
     }
 
     fn send(&mut self, message: &ToCompanion) {
-        self.roster.update(message);
+        self.present.update(message);
         let is_heard = self.process.as_ref().is_some_and(Process::is_connected);
         if is_heard && self.outbox.push(message.line()).is_err() {
             // The next one starts with the present state.
@@ -200,7 +200,7 @@ impl Driver {
                 let slots = self.supervisor.snapshot().slots.len();
                 let advanced = self.cluster.settings().serialization == Serialization::Advanced;
                 let script = self.script.as_deref();
-                self.outbox.begin_anew(self.roster.begin(slots, script, advanced));
+                self.outbox.begin_anew(self.present.begin(slots, script, advanced));
                 self.emit(CompanionEvent::Started { pid: process.process.pid() });
                 self.process = Some(process);
             }

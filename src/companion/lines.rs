@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_companion_that_starts_later_learns_of_those_that_live() {
-        let mut roster = PresentWorkers::default();
+        let mut present = PresentWorkers::default();
         for message in [
             ToCompanion::Fork { id: 1, pid: 11 },
             ToCompanion::Fork { id: 2, pid: 12 },
@@ -288,10 +288,10 @@ mod tests {
             ToCompanion::Disconnect { id: 2, voluntary: true },
             ToCompanion::Exit { id: 2, code: Some(0), signal: None, voluntary: true },
         ] {
-            roster.update(&message);
+            present.update(&message);
         }
-        roster.on_closed(WorkerId::new(1), &address(80));
-        let begin = value(&roster.begin(2, Some("server.js"), false));
+        present.on_closed(WorkerId::new(1), &address(80));
+        let begin = value(&present.begin(2, Some("server.js"), false));
         let workers = json!([
             { "id": 1, "pid": 11, "online": true,
               "listening": [{ "address": "::1", "port": 81, "addressType": 6 }] },

@@ -37,8 +37,8 @@ impl BindRetry {
 
     /// Whether one more may wait. A worker's share is bounded, which leaves room for others.
     pub(crate) fn has_room_for(&self, request: &ListenRequest) -> bool {
-        let owner = request.origin.worker();
-        let own = self.waiting.iter().filter(|(one, _)| one.origin.worker() == owner).count();
+        let owner = request.requester.worker();
+        let own = self.waiting.iter().filter(|(one, _)| one.requester.worker() == owner).count();
         self.waiting.len() < WAITING_MAX && (owner.is_none() || own < WAITING_PER_WORKER)
     }
 

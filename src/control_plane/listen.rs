@@ -53,9 +53,9 @@ impl ControlPlane {
             blocking: settings.dialect == Dialect::ListenFds,
             ..opening(&cluster_settings, None)
         };
-        let origin = Requester::Program { answer };
+        let requester = Requester::Program { answer };
         self.bind_or_share(
-            ListenRequest { key, candidates: None, opening, origin },
+            ListenRequest { key, candidates: None, opening, requester },
             BindRetry::until_ns(),
         );
     }
@@ -73,27 +73,32 @@ impl ControlPlane {
             // It is leaving and does not wait for an answer.
             return;
         }
-        let origin = Requester::Native { worker: id, sequence };
+        let requester = Requester::Native { worker: id, sequence };
         match resolvable(address) {
             Ok(address) => {
                 let index = worker_entry.count_in(Key::new(&address, options, 0));
                 let key = Key::new(&address, options, index);
-                self.request_listener(key, options.backlog, origin);
+                self.request_listener(key, options.backlog, requester);
             }
-            Err(error) => self.refuse(origin, &error),
+            Err(error) => self.refuse(requester, &error),
         }
     }
 
-    pub(crate) fn request_listener(&mut self, key: Key, backlog: Option<u32>, origin: Requester) {
+    pub(crate) fn request_listener(
+        &mut self,
+        key: Key,
+        backlog: Option<u32>,
+        requester: Requester,
+    ) {
         let settings = self.cluster_settings.as_ref().expect("there is a worker, so it is fixed");
         let (opening, allowed) = (opening(settings, backlog), settings.allows(&key.address));
-        let request = ListenRequest { key, candidates: None, opening, origin };
+        let request = ListenRequest { key, candidates: None, opening, requester };
         if !allowed {
             let (address, step) = (request.key.address.to_string(), NOT_ALLOWED.to_owned());
             let error = Error::Listen { address, step, source: Errno::EACCES.into() };
             return self.decline(request, error);
         }
-        if self.expects_header(&request.key) && self.cannot_read_header(&request.origin) {
+        if self.expects_header(&request.key) && self.cannot_read_header(&request.requester) {
             let (address, step) = (request.key.address.to_string(), NO_PRELOAD.to_owned());
             let error = Error::Listen { address, step, source: Errno::EPROTONOSUPPORT.into() };
             return self.decline(request, error);
@@ -109,8 +114,8 @@ impl ControlPlane {
     }
 
     /// In Node the preload reads it.
-    fn cannot_read_header(&self, origin: &Requester) -> bool {
-        let Requester::Node { worker, .. } = origin else { return false };
+    fn cannot_read_header(&self, requester: &Requester) -> bool {
+        let Requester::Node { worker, .. } = requester else { return false };
         let worker_entry = self.workers.get(worker);
         worker_entry.is_some_and(|one| !one.state().view.program_reports())
     }
@@ -118,7 +123,7 @@ impl ControlPlane {
     /// Finds or opens the requested address and answers. While the address is busy, the request
     /// waits until its deadline.
     pub(crate) fn bind_or_share(&mut self, request: ListenRequest, until_ns: u64) {
-        if request.origin.worker().is_some_and(|worker| self.is_leaving(worker)) {
+        if request.requester.worker().is_some_and(|worker| self.is_leaving(worker)) {
             // It no longer waits for an answer.
             return;
         }
@@ -149,12 +154,11 @@ impl ControlPlane {
 
     /// Whether there is room for a listener that is not open yet.
     fn ensure_room(&self, request: &ListenRequest) -> Result<()> {
-        let Some(worker) = request.origin.worker() else { return Ok(()) };
+        let Some(worker) = request.requester.worker() else { return Ok(()) };
         if self.listeners.has(&request.key) {
             return Ok(());
         }
-        let (limit, _) = limits::descriptor_limits()?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let limit = limits::descriptors_max()?;
         let settings = self.cluster_settings.as_ref();
         let is_trusted = settings.is_none_or(|settings| settings.allow_listen.is_none());
         self.listeners.ensure_room(&request.key, worker, Bounds::new(limit, is_trusted))
@@ -185,7 +189,7 @@ impl ControlPlane {
         }
     }
 
-    /// Gives a listener to the origin of a request: the program holds it, a worker shares it.
+    /// Gives a listener to its requester: the program holds it, a worker shares it.
     fn grant(&mut self, listener: ListenerId, is_new: bool, request: ListenRequest) {
         let hands_over = self.hands_over();
         let entry = self.listeners.get_mut(listener).expect("it was found or opened");
@@ -194,18 +198,18 @@ impl ControlPlane {
             step: step.into(),
             source: Errno::EADDRINUSE.into(),
         };
-        let Some(worker) = request.origin.worker() else {
+        let Some(worker) = request.requester.worker() else {
             if !is_new {
                 let error = taken("hold");
                 return self.decline(request, error);
             }
             entry.held = true;
-            if let Requester::Program { answer } = request.origin {
+            if let Requester::Program { answer } = request.requester {
                 drop(answer.send(Ok((listener, entry.address.clone()))));
             }
             return;
         };
-        let mut waiting = entry.waiting.iter().filter_map(|one| one.origin.worker());
+        let mut waiting = entry.waiting.iter().filter_map(|one| one.requester.worker());
         if entry.users.contains(&worker) || waiting.any(|one| one == worker) {
             let error = taken("listen twice on");
             return self.decline(request, error);
@@ -224,7 +228,7 @@ impl ControlPlane {
                 if let Some(opened) = opened {
                     self.add_socket(listener, opened);
                 }
-                self.answer(listener, &request.origin, descriptor);
+                self.answer(listener, &request.requester, descriptor);
             }
             Err(error) => {
                 self.remove_if_abandoned(listener);
@@ -233,14 +237,14 @@ impl ControlPlane {
         }
     }
 
-    fn answer(&mut self, listener: ListenerId, origin: &Requester, descriptor: Option<OwnedFd>) {
+    fn answer(&mut self, listener: ListenerId, requester: &Requester, descriptor: Option<OwnedFd>) {
         let Some(entry) = self.listeners.get_mut(listener) else { return };
         let (address, datagram) = (entry.address.clone(), !entry.is_stream());
         let key = entry.key.clone();
         let settings = self.cluster_settings.as_ref();
         let counted = settings.is_some_and(|settings| settings.is_counted_by_kernel());
         let proxy_protocol = self.expects_header(&key);
-        match *origin {
+        match *requester {
             Requester::Native { worker, sequence } => {
                 let message = ToWorker::Listening { sequence, listener, address, proxy_protocol };
                 self.send(worker, &message, descriptor.into_iter().collect());
@@ -265,17 +269,17 @@ impl ControlPlane {
 
     /// The address is unavailable.
     pub(crate) fn decline(&mut self, request: ListenRequest, error: Error) {
-        let worker = request.origin.worker();
+        let worker = request.requester.worker();
         if let Some(worker_entry) = worker.and_then(|worker| self.workers.get_mut(&worker)) {
             worker_entry.count_out(&request.key);
         }
-        self.refuse(request.origin, &error);
+        self.refuse(request.requester, &error);
     }
 
-    pub(crate) fn refuse(&mut self, origin: Requester, error: &Error) {
-        let worker = origin.worker();
+    pub(crate) fn refuse(&mut self, requester: Requester, error: &Error) {
+        let worker = requester.worker();
         let (step, errno) = step_and_errno(error);
-        match origin {
+        match requester {
             Requester::Native { worker, sequence } => {
                 let message = ToWorker::ListenFailed { sequence, step, errno };
                 self.send(worker, &message, vec![]);

@@ -19,10 +19,10 @@ pub(crate) struct ListenRequest {
     /// The addresses for the key, once looked up.
     pub(crate) candidates: Option<Candidates>,
     pub(crate) opening: Opening,
-    pub(crate) origin: Requester,
+    pub(crate) requester: Requester,
 }
 
-/// The origin of a request, which gets the answer.
+/// What has made a request, and gets the answer.
 #[derive(Debug)]
 pub(crate) enum Requester {
     /// A native worker wants to serve it.

@@ -192,13 +192,13 @@ impl ControlPlane {
         if worker_entry.leaving {
             return self.answer_node(id, query, Answer::Fail(Errno::ECANCELED), None);
         }
-        let origin = Requester::Node { worker: id, query };
+        let requester = Requester::Node { worker: id, query };
         match listen_query::address_of(request) {
             Ok((address, options)) => {
                 let key = Key::new(&address, options, request.index);
-                self.request_listener(key, request.backlog, origin);
+                self.request_listener(key, request.backlog, requester);
             }
-            Err(error) => self.refuse(origin, &error),
+            Err(error) => self.refuse(requester, &error),
         }
     }
 

@@ -98,15 +98,15 @@ pub struct Skips {
 
 impl Skips {
     /// Counts the skipped workers of `seen`, each at its first stage.
-    pub(super) fn count(&mut self, verdict: &Filtered, seen: u64) {
+    pub(super) fn count(&mut self, filtered: &Filtered, seen: u64) {
         let ones = |stage: u64| u64::from((stage & seen).count_ones());
-        self.dead += ones(verdict.dead);
-        self.hung += ones(verdict.hung);
-        self.draining += ones(verdict.draining);
-        self.full += ones(verdict.full);
-        self.at_limit += ones(verdict.at_limit);
-        self.out_of_credits += ones(verdict.out_of_credits);
-        self.above_average += ones(verdict.above_average);
+        self.dead += ones(filtered.dead);
+        self.hung += ones(filtered.hung);
+        self.draining += ones(filtered.draining);
+        self.full += ones(filtered.full);
+        self.at_limit += ones(filtered.at_limit);
+        self.out_of_credits += ones(filtered.out_of_credits);
+        self.above_average += ones(filtered.above_average);
     }
 
     /// Adds another's counts.

@@ -144,12 +144,12 @@ impl Picker {
         let mut first = None;
         for (block, span) in loads.spans(self.cursor) {
             let memory = &mut self.memory[block];
-            let verdict = match first {
-                Some((place, verdict)) if place == block => verdict,
+            let filtered = match first {
+                Some((place, filtered)) if place == block => filtered,
                 _ => judge(loads, block, self.inflight_max, memory.resting, share),
             };
-            first.get_or_insert((block, verdict));
-            let passing = verdict.passing & span;
+            first.get_or_insert((block, filtered));
+            let passing = filtered.passing & span;
             let seen = match self.policy {
                 // A rotation stops at the first worker.
                 Policy::Rr | Policy::Central | Policy::None => {
@@ -157,10 +157,10 @@ impl Picker {
                 }
                 _ => span,
             };
-            memory.resting = memory.resting & !seen | verdict.at_limit & seen;
-            memory.above_average = verdict.above_average;
+            memory.resting = memory.resting & !seen | filtered.at_limit & seen;
+            memory.above_average = filtered.above_average;
             if seen & !passing != 0 {
-                self.skips.count(&verdict, seen);
+                self.skips.count(&filtered, seen);
             }
             match self.policy {
                 Policy::Rr | Policy::Central | Policy::None => match first_of(block, passing) {

@@ -248,7 +248,8 @@ impl Roster {
             load.credits = worker.conduct.limit_credits(credits, load.in_flight, normal);
             load.slow_start_permille = slow_start_permille;
         });
-        // Last: copied at once, it would wait for the caller's writes of the single counters.
+        // Last: the caller has just written the counters one by one, and copying all of them right
+        // away stalls the CPU until these writes are done.
         worker.sample = sample;
     }
 

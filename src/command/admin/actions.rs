@@ -12,7 +12,7 @@ use clusterlb::{Completion, Result as ClusterResult, SupervisorHandle};
 use super::Run;
 use super::answers::{Refused, json};
 use super::door::Access;
-use super::query::{ActionParameters, grace, wish, worker, workers};
+use super::query::{ActionParameters, grace, parameters, worker, workers};
 use super::views::DoneView;
 
 type Answer = Result<Response<Body>, Refused>;
@@ -28,27 +28,27 @@ pub(super) fn ending() -> Refused {
 }
 
 pub(super) async fn reload(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
-    let wish = permitted(asking, &[WAIT])?;
-    act(&run, &wish, "every worker is replaced", |handle| handle.reload()).await
+    let parameters = permitted(asking, &[WAIT])?;
+    act(&run, &parameters, "every worker is replaced", |handle| handle.reload()).await
 }
 
 pub(super) async fn drain(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
-    let wish = permitted(asking, &["grace", WAIT])?;
-    let grace = wish.grace.as_deref().map(grace).transpose()?;
+    let parameters = permitted(asking, &["grace", WAIT])?;
+    let grace = parameters.grace.as_deref().map(grace).transpose()?;
     // The interface ends with the run, so it cannot answer afterwards.
-    let wish = ActionParameters { at_once: true, ..wish };
-    act(&run, &wish, "the run drains, and ends", move |handle| handle.stop(grace)).await
+    let parameters = ActionParameters { at_once: true, ..parameters };
+    act(&run, &parameters, "the run drains, and ends", move |handle| handle.stop(grace)).await
 }
 
 pub(super) async fn scale(State(run): State<Arc<Run>>, asking: Asking) -> Answer {
-    let wish = permitted(asking, &["workers", WAIT])?;
+    let parameters = permitted(asking, &["workers", WAIT])?;
     // Held until the number has changed, so two concurrent steps add up.
     let guard = run.scaling.lock().await;
     let now = run.ledger().wanted;
-    let workers = workers(wish.workers.as_deref().unwrap_or_default(), now)?;
+    let workers = workers(parameters.workers.as_deref().unwrap_or_default(), now)?;
     let asked = ask(&run, move |handle| handle.scale(workers)).await?;
     drop(guard);
-    finish(asked, &wish, &format!("{workers} workers")).await
+    finish(asked, &parameters, &format!("{workers} workers")).await
 }
 
 pub(super) async fn drain_worker(
@@ -56,9 +56,9 @@ pub(super) async fn drain_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
+    let (worker, parameters) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} has left");
-    act(&run, &wish, &done, move |handle| handle.drain(worker)).await
+    act(&run, &parameters, &done, move |handle| handle.drain(worker)).await
 }
 
 pub(super) async fn kill_worker(
@@ -66,9 +66,9 @@ pub(super) async fn kill_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
+    let (worker, parameters) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} has ended");
-    act(&run, &wish, &done, move |handle| handle.kill(worker)).await
+    act(&run, &parameters, &done, move |handle| handle.kill(worker)).await
 }
 
 pub(super) async fn replace_worker(
@@ -76,20 +76,20 @@ pub(super) async fn replace_worker(
     Path(id): Path<String>,
     asking: Asking,
 ) -> Answer {
-    let (worker, wish) = (worker(&id)?, permitted(asking, &[WAIT])?);
+    let (worker, parameters) = (worker(&id)?, permitted(asking, &[WAIT])?);
     let done = format!("worker {worker} is replaced");
-    act(&run, &wish, &done, move |handle| handle.replace(worker)).await
+    act(&run, &parameters, &done, move |handle| handle.replace(worker)).await
 }
 
 /// Runs an action.
 async fn act(
     run: &Arc<Run>,
-    wish: &ActionParameters,
+    parameters: &ActionParameters,
     done: &str,
     what: impl FnOnce(&SupervisorHandle) -> ClusterResult<Completion> + Send + 'static,
 ) -> Answer {
     let asked = ask(run, what).await?;
-    finish(asked, wish, done).await
+    finish(asked, parameters, done).await
 }
 
 /// The parameters, if this client may act and the action knows them.
@@ -98,7 +98,7 @@ fn permitted(
     known: &[&str],
 ) -> Result<ActionParameters, Refused> {
     ensure_permitted(access, &fields)?;
-    Ok(wish(pairs, known)?)
+    Ok(parameters(pairs, known)?)
 }
 
 /// Whether this client may act. Browsers send the origin of the page that asks; no web page may
@@ -143,8 +143,8 @@ async fn ask(
     }
 }
 
-async fn finish((completion, _permit): Asked, wish: &ActionParameters, done: &str) -> Answer {
-    if wish.at_once {
+async fn finish((completion, _permit): Asked, parameters: &ActionParameters, done: &str) -> Answer {
+    if parameters.at_once {
         let done = format!("requested: {done}");
         return Ok(json(StatusCode::ACCEPTED, &DoneView { done }));
     }

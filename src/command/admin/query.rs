@@ -45,11 +45,11 @@ pub(super) struct ActionParameters {
 
 /// The parameters of an action that knows these. A mistyped one is refused, because the action
 /// would be another one than is meant.
-pub(super) fn wish(
+pub(super) fn parameters(
     pairs: Vec<(String, String)>,
     known: &[&str],
 ) -> Result<ActionParameters, Wrong> {
-    let mut wish = ActionParameters::default();
+    let mut parameters = ActionParameters::default();
     for (name, value) in each_once(pairs)? {
         if !known.contains(&&*name) {
             let known = known.join(" and ");
@@ -59,17 +59,17 @@ pub(super) fn wish(
             ));
         }
         match (&*name, &*value) {
-            ("workers", _) => wish.workers = Some(value),
-            ("grace", _) => wish.grace = Some(value),
-            (_, "0") => wish.at_once = true,
-            (_, "1") => wish.at_once = false,
+            ("workers", _) => parameters.workers = Some(value),
+            ("grace", _) => parameters.grace = Some(value),
+            (_, "0") => parameters.at_once = true,
+            (_, "1") => parameters.at_once = false,
             _ => {
                 let remedy = "write wait=0 for an answer at once, or leave it out";
                 return Err(wrong(format!("{name}={value}"), remedy.into()));
             }
         }
     }
-    Ok(wish)
+    Ok(parameters)
 }
 
 /// Parameters by name. Of two with one name neither is certain to be meant.
@@ -177,7 +177,8 @@ mod tests {
     #[test]
     fn parameters_that_are_unknown_or_named_twice_are_refused() {
         let known = ["grace", "wait"];
-        let understood = wish(pairs(&[("grace", "5s"), ("wait", "0")]), &known).expect("known");
+        let understood =
+            parameters(pairs(&[("grace", "5s"), ("wait", "0")]), &known).expect("known");
         let wanted = ActionParameters { grace: Some("5s".into()), at_once: true, workers: None };
         assert_eq!(understood, wanted);
         for (query, word) in [
@@ -186,7 +187,7 @@ mod tests {
             (&[("grace", "5s"), ("grace", "6s")], "once"),
             (&[("wait", "no")], "wait=0"),
         ] {
-            let refused = wish(pairs(query), &known).expect_err(word);
+            let refused = parameters(pairs(query), &known).expect_err(word);
             assert!(refused.remedy.contains(word), "{refused:?}");
         }
     }

@@ -165,6 +165,7 @@ impl Conduct {
         reason = "never negative, and the conversion saturates"
     )]
     pub(super) fn failure_load(&self) -> u32 {
+        // Rounded; `round` is a call on targets without an instruction for it.
         (self.ghosts + 0.5) as u32
     }
 
