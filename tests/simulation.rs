@@ -19,7 +19,7 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use clusterlb_harness::queueing::{Discipline, Queue};
+use clusterlb_harness::queueing::{Discipline, Queue, Speed};
 use clusterlb_harness::work::ServiceTime;
 use clusterlb_schedule::{CREDITS_MAX, CreditRule, Policy};
 use plan::{FOR_GOOD, Fault, MILLISECOND, Plan, START_NS, Strike};
@@ -175,7 +175,7 @@ fn with_two_slow_workers(policy: Policy) -> f64 {
         plan.policy = policy;
         let percentile = percentiles(plan);
         let queue = Queue::new(slowness.len(), service.clone(), utilisation, count);
-        let queue = queue.and_then(|queue| queue.with_slowness(&[4.0, 4.0]));
+        let queue = queue.and_then(|queue| queue.with_speeds(&[Speed::Times(4.0); 2], 6.5));
         let bound = queue.expect("within the bounds").simulate(Discipline::CentralQueue, seed);
         percentile(99) / bound.p99_ns
     };

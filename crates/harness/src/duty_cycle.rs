@@ -9,11 +9,16 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::queueing::Speed;
+
 /// How long they run in each turn: enough to take a request, or to answer one.
 const RUNS: Duration = Duration::from_micros(300);
 /// How long they are stopped in each turn. A worker that blocks for a millisecond a request then
 /// does about one in each turn, a quarter of what it could.
 const STOPPED: Duration = Duration::from_micros(4_000);
+
+/// What this makes of a worker.
+pub const SPEED: Speed = Speed::InTurns { stopped: STOPPED, runs: RUNS };
 
 /// The processes are slow as long as this lives.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
@@ -42,11 +43,26 @@ pub enum Discipline {
     },
 }
 
+/// How a server compares with one that does nothing but serve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Speed {
+    /// It takes this multiple of the service times.
+    Times(f64),
+    /// It is stopped and runs in turns, as `duty_cycle` makes it: it begins and ends a request only
+    /// while it runs, and a request that waits for time to pass does so all the while.
+    InTurns {
+        /// How long it is stopped in each turn, which begins with that.
+        stopped: Duration,
+        /// How long it runs then.
+        runs: Duration,
+    },
+}
+
 /// Parameters of a simulation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Queue {
-    /// What each server takes for a request, as a multiple of its service time.
-    slowness: Vec<f64>,
+    speeds: Vec<Speed>,
+    capacity: f64,
     service: ServiceTime,
     utilisation: f64,
     requests: usize,
@@ -75,6 +91,31 @@ pub struct Latencies {
     pub max_ns: f64,
 }
 
+impl Speed {
+    /// That of a server that does nothing but serve.
+    pub const FULL: Self = Self::Times(1.0);
+
+    fn is_possible(self) -> bool {
+        match self {
+            Self::Times(times) => times > 0.0 && times.is_finite(),
+            Self::InTurns { runs, .. } => !runs.is_zero(),
+        }
+    }
+
+    /// What a request takes that gets the server at this time.
+    fn takes_ns(self, needs_ns: f64, at_ns: f64) -> f64 {
+        match self {
+            Self::Times(times) => needs_ns * times,
+            Self::InTurns { stopped, runs } => {
+                let [stopped_ns, runs_ns] = [stopped, runs].map(|one| one.as_secs_f64() * 1e9);
+                let turn_ns = stopped_ns + runs_ns;
+                let when_it_runs = |at_ns: f64| at_ns + (stopped_ns - at_ns % turn_ns).max(0.0);
+                when_it_runs(when_it_runs(at_ns) + needs_ns) - at_ns
+            }
+        }
+    }
+}
+
 impl Queue {
     /// Validates the parameters.
     ///
@@ -98,21 +139,23 @@ impl Queue {
         if requests == 0 || requests > REQUESTS_MAX {
             return refuse(format!("{requests} requests"), format!("ask for 1 to {REQUESTS_MAX}"));
         }
-        Ok(Self { slowness: vec![1.0; servers], service, utilisation, requests })
+        let (speeds, capacity) = (vec![Speed::FULL; servers], to_f64(servers));
+        Ok(Self { speeds, capacity, service, utilisation, requests })
     }
 
-    /// Makes servers slower, from the first on: each takes this multiple of the service times. The
-    /// utilisation is that of all of them together.
+    /// Makes servers slower, from the first on. The utilisation is that of all of them together,
+    /// which do as much as `capacity` servers at full speed.
     ///
     /// # Errors
-    /// [`Error::Usage`] for more than there are, or a multiple that is not above 0.
-    pub fn with_slowness(mut self, slowness: &[f64]) -> Result<Self> {
-        let is_possible = |one: &f64| *one > 0.0 && one.is_finite();
-        if slowness.len() > self.slowness.len() || !slowness.iter().all(is_possible) {
-            let hint = "give at most one positive number for each server";
-            return Err(Error::usage(format!("servers as slow as {slowness:?}"), hint));
+    /// [`Error::Usage`] for more than there are, and for a speed or a capacity that is not above 0.
+    pub fn with_speeds(mut self, speeds: &[Speed], capacity: f64) -> Result<Self> {
+        let is_possible = capacity > 0.0 && speeds.iter().all(|speed| speed.is_possible());
+        if speeds.len() > self.speeds.len() || !is_possible {
+            let what = format!("servers as fast as {speeds:?} with a capacity of {capacity}");
+            return Err(Error::usage(what, "give each server at most one speed above 0"));
         }
-        self.slowness[..slowness.len()].copy_from_slice(slowness);
+        self.speeds[..speeds.len()].copy_from_slice(speeds);
+        self.capacity = capacity;
         Ok(self)
     }
 
@@ -122,16 +165,15 @@ impl Queue {
     pub fn simulate(&self, discipline: Discipline, seed: u64) -> Latencies {
         let mut arrivals = Rng::with_seed(seed);
         let mut service = Sampler::new(self.service.clone(), arrivals.u64(..));
-        let mut chooser = Chooser::new(discipline, self.slowness.len(), arrivals.u64(..));
-        let capacity: f64 = self.slowness.iter().map(|one| one.recip()).sum();
-        let between_ns = self.service.mean_ns() / (self.utilisation * capacity);
+        let mut chooser = Chooser::new(discipline, self.speeds.len(), arrivals.u64(..));
+        let between_ns = self.service.mean_ns() / (self.utilisation * self.capacity);
         let uncounted = self.requests / WARM_UP_ONE_IN;
         let mut latencies = Vec::with_capacity(self.requests - uncounted);
         let (mut now_ns, mut waited_ns) = (0.0, 0.0);
         for request in 0..self.requests {
             now_ns += between_ns * exponential(&mut arrivals);
             let needs_ns = whole(service.draw_ns());
-            let (begins_ns, took_ns) = chooser.begin(now_ns, needs_ns, &self.slowness);
+            let (begins_ns, took_ns) = chooser.begin(now_ns, needs_ns, &self.speeds);
             if request >= uncounted {
                 waited_ns += begins_ns - now_ns;
                 latencies.push(begins_ns - now_ns + took_ns);
@@ -191,27 +233,28 @@ impl Chooser {
     }
 
     /// Assigns a request that arrives now. Returns when its service begins, and how long it takes.
-    fn begin(&mut self, now_ns: f64, needs_ns: f64, slowness: &[f64]) -> (f64, f64) {
-        let (free_ns, took_ns) = match self {
+    fn begin(&mut self, now_ns: f64, needs_ns: f64, speeds: &[Speed]) -> (f64, f64) {
+        let (free_ns, place) = match self {
             Self::Central(servers) => {
                 let mut first = servers.peek_mut().expect("there is a server");
                 let (free_ns, place) = first.0;
                 let begins_ns = f64::from_bits(free_ns).max(now_ns);
-                let took_ns = needs_ns * slowness[place];
+                let took_ns = speeds[place].takes_ns(needs_ns, begins_ns);
                 *first = Reverse(((begins_ns + took_ns).to_bits(), place));
                 return (begins_ns, took_ns);
             }
             Self::Random(servers, random) => {
                 let place = random.usize(0..servers.len());
-                (&mut servers[place], needs_ns * slowness[place])
+                (&mut servers[place], place)
             }
             Self::InTurn(servers, cursor) => {
                 *cursor = (*cursor + 1) % servers.len();
-                (&mut servers[*cursor], needs_ns * slowness[*cursor])
+                (&mut servers[*cursor], *cursor)
             }
-            Self::Relative(servers) => return servers.begin(now_ns, needs_ns, slowness),
+            Self::Relative(servers) => return servers.begin(now_ns, needs_ns, speeds),
         };
         let begins_ns = free_ns.max(now_ns);
+        let took_ns = speeds[place].takes_ns(needs_ns, begins_ns);
         *free_ns = begins_ns + took_ns;
         (begins_ns, took_ns)
     }
@@ -227,7 +270,7 @@ struct Relative {
 }
 
 impl Relative {
-    fn begin(&mut self, now_ns: f64, needs_ns: f64, slowness: &[f64]) -> (f64, f64) {
+    fn begin(&mut self, now_ns: f64, needs_ns: f64, speeds: &[Speed]) -> (f64, f64) {
         for server in &mut self.ends_ns {
             while server.front().is_some_and(|end_ns| *end_ns <= now_ns) {
                 server.pop_front();
@@ -238,7 +281,7 @@ impl Relative {
         self.cursor = (place + 1) % self.ends_ns.len();
         let server = &mut self.ends_ns[place];
         let begins_ns = server.back().map_or(now_ns, |end_ns| end_ns.max(now_ns));
-        let took_ns = needs_ns * slowness[place];
+        let took_ns = speeds[place].takes_ns(needs_ns, begins_ns);
         server.push_back(begins_ns + took_ns);
         self.in_flight += 1;
         (begins_ns, took_ns)

@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::aspect::Aspect;
+use super::duty_cycle;
 use super::generator::{Load, Pace};
+use super::queueing::Speed;
 use super::target::{Peer, Target};
 use crate::error::Error;
 use crate::work::{ServiceTime, Work, WorkKind};
@@ -162,10 +164,18 @@ impl Scenario {
         if self == Self::Uneven { workers.div_ceil(SLOW_ONE_IN) } else { 0 }
     }
 
-    /// What each of the slow workers takes, as a multiple of what the others take.
+    /// The speed of each of the slow workers.
     #[must_use]
-    pub fn slowness(self, workers: usize) -> Vec<f64> {
-        vec![SLOWNESS; self.slow_workers(workers)]
+    pub fn slow_speeds(self, workers: usize) -> Vec<Speed> {
+        vec![duty_cycle::SPEED; self.slow_workers(workers)]
+    }
+
+    /// How many workers at full speed do as much as these.
+    #[must_use]
+    pub fn capacity(self, workers: usize) -> f64 {
+        let count = |workers| u32::try_from(workers).map_or(f64::MAX, f64::from);
+        let slow = self.slow_workers(workers);
+        count(workers - slow) + count(slow) / SLOWNESS
     }
 
     /// Utilisation of a worker that does nothing but serve.
@@ -225,9 +235,7 @@ impl Scenario {
 
     /// Requests per second for the requested utilisation.
     fn rate_per_s(self, knobs: &Knobs) -> f64 {
-        let count = |workers| u32::try_from(workers).map_or(f64::MAX, f64::from);
-        let slow = self.slow_workers(knobs.workers);
-        let capacity = count(knobs.workers - slow) + count(slow) / SLOWNESS;
+        let capacity = self.capacity(knobs.workers);
         let mean_s = self.work().map_or(f64::MAX, |work| work.time.mean_ns() / 1e9);
         self.utilisation().unwrap_or(0.0) * capacity / mean_s
     }
@@ -348,7 +356,8 @@ mod tests {
         let Pace::Rate { per_s, random: true } = load.pace else { panic!("{load:?}") };
         // Six of eight workers do a thousand a second, two a quarter of that.
         assert!((per_s - 0.7 * 6_500.0).abs() < 1e-6, "{per_s}");
-        assert_eq!(Scenario::Uneven.slowness(8), [4.0, 4.0]);
+        assert_eq!(Scenario::Uneven.slow_speeds(8).len(), 2);
+        assert!(Scenario::Heavy(70).slow_speeds(8).is_empty());
         assert_eq!(Scenario::Uneven.slow_workers(2), 1);
         assert_eq!(Scenario::Short.slow_workers(8), 0);
     }

@@ -289,7 +289,9 @@ impl Comparisons {
 fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     let (work, utilisation) = scenario.work().zip(scenario.utilisation())?;
     let queue = Queue::new(knobs.workers, work.time, utilisation, SIMULATED_REQUESTS).ok()?;
-    let queue = queue.with_slowness(&scenario.slowness(knobs.workers)).ok()?;
+    let (speeds, capacity) =
+        (scenario.slow_speeds(knobs.workers), scenario.capacity(knobs.workers));
+    let queue = queue.with_speeds(&speeds, capacity).ok()?;
     let factor = OverloadFactor::Auto.under(Policy::Rr).map_or(1.0, f64::from);
     Some(Ideal {
         utilisation,

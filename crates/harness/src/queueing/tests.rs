@@ -85,14 +85,35 @@ fn a_heavy_tail_shows_what_a_discipline_is_worth() {
 fn slow_servers_of_one_queue_make_its_tail() {
     let service: ServiceTime = "exp:1ms".parse().expect("a distribution");
     let queue = Queue::new(8, service, 0.7, REQUESTS).expect("a queue");
-    let same = queue.clone().with_slowness(&[1.0; 8]).expect("eight servers");
+    let same = queue.clone().with_speeds(&[Speed::FULL; 8], 8.0).expect("eight servers");
     let equal = queue.simulate(Discipline::CentralQueue, 11);
     assert_eq!(same.simulate(Discipline::CentralQueue, 11), equal);
-    let uneven = queue.clone().with_slowness(&[4.0, 4.0]).expect("eight servers");
+    let uneven = queue.clone().with_speeds(&[Speed::Times(4.0); 2], 6.5).expect("eight servers");
     let uneven = uneven.simulate(Discipline::CentralQueue, 11);
     assert!(close(uneven.p99_ns / MS, 9.0, 0.08), "{uneven:?}");
-    for refused in [&[1.0; 9][..], &[0.0], &[f64::NAN]] {
-        assert!(queue.clone().with_slowness(refused).is_err(), "{refused:?}");
+    let never = Speed::InTurns { stopped: Duration::from_millis(1), runs: Duration::ZERO };
+    for refused in
+        [&[Speed::FULL; 9][..], &[Speed::Times(0.0)], &[Speed::Times(f64::NAN)], &[never]]
+    {
+        assert!(queue.clone().with_speeds(refused, 8.0).is_err(), "{refused:?}");
+    }
+    assert!(queue.with_speeds(&[], 0.0).is_err());
+}
+
+#[test]
+fn a_server_that_is_stopped_in_turns_begins_and_ends_a_request_while_it_runs() {
+    let (stopped, runs) = (Duration::from_millis(4), Duration::from_micros(300));
+    let speed = Speed::InTurns { stopped, runs };
+    for (at_ms, needs_ms, takes_ms) in [
+        // It runs from 4 ms on for 0.3 ms, and again from 8.3 ms on.
+        (4.1, 0.1, 0.1),
+        (4.1, 1.0, 4.2),
+        (3.0, 0.1, 1.1),
+        (0.0, 1.0, 8.3),
+        (4.1, 5.0, 8.5),
+    ] {
+        let takes = speed.takes_ns(needs_ms * MS, at_ms * MS) / MS;
+        assert!((takes - takes_ms).abs() < 1e-6, "{needs_ms} ms at {at_ms} ms take {takes} ms");
     }
 }
 
