@@ -2,7 +2,9 @@
 //! worker gets them, and their outcome when a worker is stopped, killed, replaced or gone.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
+use clusterlb_harness::work::Sampler;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde_json::Value;
@@ -399,4 +401,63 @@ fn the_kernel_follows_sticky_and_fastest_where_it_may_count() {
     let cluster = launch("--workers 4 --policy fastest").start();
     drop(held_by_each(&cluster));
     cluster.end();
+}
+
+/// What a request costs in the test below: most of them little, but enough for a worker to know
+/// that it makes others wait.
+const LONG: Duration = Duration::from_secs(45);
+
+/// A seed with which the second request of the first of three workers is long, and no other.
+fn seed_of_one_long_request(time: &str) -> u64 {
+    let draws = |seed: u64, worker: u64| {
+        let seed = seed.wrapping_add(worker.wrapping_mul(0x9e37_79b9));
+        let time = time.parse().expect("a time");
+        let mut sampler = Sampler::new(time, seed);
+        (0..64).map(move |_| u128::from(sampler.draw_ns()) == LONG.as_nanos())
+    };
+    let is_right = |seed: &u64| {
+        let mut first = draws(*seed, 1).take(2);
+        let is_second = first.next() == Some(false) && first.next() == Some(true);
+        is_second && [2, 3].into_iter().all(|worker| !draws(*seed, worker).any(|long| long))
+    };
+    (0..).find(is_right).expect("there are many")
+}
+
+#[test]
+fn a_worker_begins_what_it_accepts_and_idle_ones_get_what_waits_behind_long_work() {
+    let time = format!("mix:60x2ms+1x{}s", LONG.as_secs());
+    let seed = seed_of_one_long_request(&time);
+    let options = format!("--workers 3 --work block:{time} --work-seed {seed} --hang-after 1h");
+    for launch in both(&options) {
+        let cluster = launch.with_defaults().start();
+        let address = cluster.address();
+        let busy = cluster.workers().iter().find(|one| one.id == 1).expect("the first").pid;
+        let is_busy_s =
+            |client: &Client| machine::clients_of(busy, cluster.port()).contains(&client.port());
+        // Its last turn was not a short one, and nothing ends that.
+        let held = eventually("the first worker to be picked", || {
+            Some(Client::held(&address)).filter(|client| is_busy_s(client))
+        });
+        let workers = cluster.worker_pids();
+        let all = [vec![cluster.pid()], workers.clone()].concat();
+        all.iter().for_each(|pid| machine::suspend(*pid));
+        let mut clients = asking(&address, 12);
+        let waiting = |clients: &mut Vec<Client>| {
+            clients.retain_mut(|client| !client.has_heard());
+            clients.len()
+        };
+        let begun = Instant::now();
+        workers.iter().for_each(|pid| machine::signal(*pid, Signal::SIGCONT));
+        // Where the kernel draws lots, it may have got none.
+        eventually("it to begin with one", || {
+            (waiting(&mut clients) == 0 || clients.iter().any(is_busy_s)).then_some(())
+        });
+        cluster.signal(Signal::SIGCONT);
+        eventually("others to answer the rest", || (waiting(&mut clients) <= 1).then_some(()));
+        assert!(begun.elapsed() < LONG, "they have waited for the long request");
+        machine::signal(busy, Signal::SIGKILL);
+        drop((held, clients));
+        let ended = cluster.stop(Signal::SIGTERM);
+        assert_eq!(ended.summary().dropped, 0);
+    }
 }

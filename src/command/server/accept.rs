@@ -3,6 +3,11 @@
 //!
 //! Owns the worker's copies of the listeners. The mechanisms differ only in which worker a
 //! connection wakes. Measurements compare that difference, so none of them is tuned.
+//!
+//! Where the primary can give what waits in a listener to other workers (`--dispatch kernel`), a
+//! worker with long turns accepts one connection at a time, so that a claim means that work begins.
+//! The engine reports an arrival behind all that can be worked on then, and reports the next one
+//! when this one has been accepted.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -15,6 +20,7 @@ use super::shared::Shared;
 use clusterlb::AcceptMechanism;
 use clusterlb::ListenerId;
 use clusterlb::protocol::scoreboard::Statistic;
+use clusterlb::protocol::worker_end::TurnPace;
 use clusterlb::{Error, Result};
 use clusterlb_sys::engine::{Engine, Key, Outcome};
 use clusterlb_sys::listener::Listener;
@@ -28,6 +34,8 @@ const DRAIN_MAX: usize = 65_536;
 const LAST_ACCEPTS_MAX: usize = 65_536;
 /// The epoll token of the engine; a listener's token is its position.
 const ENGINE_TOKEN: u64 = u64::MAX;
+/// The generation of keys of waits for arrivals.
+const ARRIVAL: u32 = 1;
 
 /// All listeners of this worker.
 #[derive(Debug)]
@@ -38,6 +46,8 @@ pub(super) struct AcceptSources {
     _notifier: Option<OwnedFd>,
     sources: Vec<AcceptSource>,
     starved_until_ns: Option<u64>,
+    /// One connection at a time.
+    is_slow: bool,
     /// Accepts what waits, then closes the listeners.
     stopping: bool,
 }
@@ -54,7 +64,11 @@ enum SourceState {
     /// Not accepting: not started, starved, or stopped.
     Off,
     Accepting,
-    /// Cancelled; the last completion is still to come.
+    /// Cancelled, to accept one at a time; the last completion is still to come.
+    Slowing,
+    /// Accepted from by hand, once the engine reports an arrival.
+    Watched,
+    /// Cancelled, to end; the last completion is still to come.
     Stopping,
 }
 
@@ -86,6 +100,7 @@ impl AcceptSources {
             _notifier: None,
             sources: vec![],
             starved_until_ns: None,
+            is_slow: false,
             stopping: false,
         }
     }
@@ -109,6 +124,10 @@ impl AcceptSources {
         let Some(listener) = source.listener.as_ref().filter(|_| !self.stopping) else {
             return;
         };
+        if self.is_slow {
+            source.state = SourceState::Watched;
+            return shared.engine.poll_readable(arrival_key(place), listener.as_fd());
+        }
         source.state = SourceState::Accepting;
         match (&self.epoll, self.mechanism) {
             (Some(epoll), mechanism) => {
@@ -127,6 +146,51 @@ impl AcceptSources {
                 }
             }
             (None, _) => shared.engine.accept_many(key(place), listener.as_fd()),
+        }
+    }
+
+    /// Adapts accepting to the worker's turns. A listener that is watched is accepted from as
+    /// before when its next connection comes.
+    pub(super) fn keep_pace(&mut self, shared: &mut Shared, pace: TurnPace) {
+        let becomes_slow = pace.is_slow() && !self.is_slow;
+        self.is_slow = pace.is_slow();
+        if !becomes_slow || self.stopping {
+            return;
+        }
+        for (place, source) in self.sources.iter_mut().enumerate() {
+            if source.state == SourceState::Accepting {
+                source.state = SourceState::Slowing;
+                shared.engine.cancel_accept(key(place));
+            }
+        }
+    }
+
+    /// A connection has come to a listener that is watched. Another process may have it by now.
+    pub(super) fn on_arrival(
+        &mut self,
+        shared: &mut Shared,
+        connections: &mut Connections,
+        key: Key,
+        outcome: Outcome<()>,
+    ) {
+        let place = key.index as usize;
+        let source = &mut self.sources[place];
+        let Some(listener) = source.listener.as_ref() else { return };
+        if source.state != SourceState::Watched {
+            return;
+        }
+        let accepted = match outcome {
+            Ok(()) if self.is_slow => listener.accept_now(),
+            outcome => outcome.map(|()| None),
+        };
+        source.state = SourceState::Off;
+        match accepted {
+            Ok(socket) => {
+                let id = source.id;
+                socket.into_iter().for_each(|socket| claim(shared, connections, id, socket));
+                self.begin(shared, place);
+            }
+            Err(errno) => self.failed(shared, place, errno),
         }
     }
 
@@ -192,6 +256,7 @@ impl AcceptSources {
     ) {
         let place = key.index as usize;
         let stopping = self.sources[place].state == SourceState::Stopping;
+        let slowing = self.sources[place].state == SourceState::Slowing;
         if !armed {
             self.sources[place].state = SourceState::Off;
         }
@@ -199,12 +264,13 @@ impl AcceptSources {
             Ok(socket) => {
                 claim(shared, connections, self.sources[place].id, socket);
                 if !armed && !stopping {
-                    if self.mechanism != AcceptMechanism::Uring {
+                    if self.mechanism != AcceptMechanism::Uring && !slowing {
                         shared.end.add(Statistic::Rearms, 1);
                     }
                     self.begin(shared, place);
                 }
             }
+            Err(Errno::ECANCELED) if slowing => self.begin(shared, place),
             Err(Errno::ECANCELED) => {}
             Err(errno) => self.failed(shared, place, errno),
         }
@@ -269,6 +335,7 @@ impl AcceptSources {
                     source.state = SourceState::Stopping;
                     shared.engine.cancel_accept(key(place));
                 }
+                SourceState::Slowing => source.state = SourceState::Stopping,
                 SourceState::Stopping => {}
                 _ => self.finish(shared, connections, place),
             }
@@ -288,6 +355,9 @@ impl AcceptSources {
         };
         if let Some(epoll) = &self.epoll {
             let _ = epoll.delete(&listener);
+        }
+        if self.sources[place].state == SourceState::Watched {
+            shared.engine.cancel_poll(arrival_key(place), listener.as_fd());
         }
         self.sources[place].state = SourceState::Off;
         for _ in 0..LAST_ACCEPTS_MAX {
@@ -316,4 +386,14 @@ fn claim(shared: &mut Shared, connections: &mut Connections, id: ListenerId, soc
 
 fn key(place: usize) -> Key {
     Key { index: u32::try_from(place).expect("listeners are few"), generation: 0 }
+}
+
+/// The key of the wait for an arrival, unlike those of other descriptors that are awaited.
+fn arrival_key(place: usize) -> Key {
+    Key { generation: ARRIVAL, ..key(place) }
+}
+
+/// Whether a wait was for an arrival at a listener.
+pub(super) fn is_listener(key: Key) -> bool {
+    key.generation == ARRIVAL
 }

@@ -12,7 +12,7 @@ use super::connections::Connections;
 use super::shared::Shared;
 use clusterlb::Result;
 use clusterlb::protocol::scoreboard::Statistic;
-use clusterlb::protocol::worker_end::{Count, DescriptorBudget, is_slow_turn};
+use clusterlb::protocol::worker_end::{Count, DescriptorBudget, TurnPace};
 use clusterlb_sys::engine::{Key, Outcome, SealedMessage};
 use clusterlb_sys::fdpass::DESCRIPTORS_PER_MESSAGE_MAX;
 use clusterlb_sys::limits;
@@ -31,8 +31,6 @@ pub(super) struct Inbox {
     closed: bool,
     budget: DescriptorBudget,
     paused: bool,
-    /// The last turn that finished connections, or a later one, was long.
-    is_slow: bool,
     payload: Vec<u8>,
     descriptors: Vec<OwnedFd>,
 }
@@ -47,7 +45,6 @@ impl Inbox {
             closed: false,
             budget: DescriptorBudget::fixed(count),
             paused: false,
-            is_slow: false,
             payload: Vec::with_capacity(clusterlb_sys::engine::PAYLOAD_BYTES_MAX),
             descriptors: Vec::with_capacity(DESCRIPTORS_PER_MESSAGE_MAX),
         })
@@ -92,16 +89,14 @@ impl Inbox {
         }
     }
 
-    /// Lets the kernel receive as many messages as there are descriptors for. After a long turn it
-    /// is one, so that a claim means that work begins: the rest stays in the channel, where the
-    /// primary can give it to an idle worker. Only a short turn that `finished` something ends
-    /// this: one without work says nothing about the next.
+    /// Lets the kernel receive as many messages as there are descriptors for. At a slow pace it is
+    /// one, so that a claim means that work begins: the rest stays in the channel, where the
+    /// primary can give it to an idle worker.
     pub(super) fn top_up(
         &mut self,
         shared: &mut Shared,
         connections: &Connections,
-        turn_ns: u64,
-        finished: bool,
+        pace: TurnPace,
     ) {
         if self.closed {
             return;
@@ -111,8 +106,7 @@ impl Inbox {
         {
             self.budget.set_limit(limit, shared.now_ns);
         }
-        self.is_slow = is_slow_turn(turn_ns) || (self.is_slow && !finished);
-        let ahead_max = if self.is_slow { 1 } else { MESSAGES_AHEAD_MAX };
+        let ahead_max = if pace.is_slow() { 1 } else { MESSAGES_AHEAD_MAX };
         let fitting = self.budget.messages(connections.len(), limits::descriptors_open);
         let messages = fitting.min(ahead_max);
         let messages = u16::try_from(messages).expect("bounded by MESSAGES_AHEAD_MAX");

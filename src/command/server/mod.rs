@@ -24,10 +24,10 @@ use clusterlb_sys::signal::Signal;
 
 use crate::command::seccomp::confine_worker;
 use crate::command::settings::{ServeSettings, Settings};
-use accept::AcceptSources;
+use accept::{AcceptSources, is_listener};
 use clusterlb::protocol::environment::Inheritance;
 use clusterlb::protocol::scoreboard::Statistic;
-use clusterlb::protocol::worker_end::WorkerEnd;
+use clusterlb::protocol::worker_end::{TurnPace, WorkerEnd};
 use clusterlb::{AcceptMechanism, Result};
 use clusterlb_sys::clock::monotonic_ns;
 use clusterlb_sys::engine::{Engine, EngineEvent, Key, RingShape};
@@ -92,6 +92,7 @@ struct Worker {
     signals: Signals,
     inbox: Option<Inbox>,
     sources: AcceptSources,
+    pace: TurnPace,
     date: Date,
     grace: Duration,
     /// When to cut open connections, once the worker is leaving.
@@ -132,6 +133,7 @@ impl Worker {
             signals,
             inbox: inheritance.inbox.map(Inbox::new).transpose()?,
             sources,
+            pace: TurnPace::default(),
             date: Date::default(),
             grace: settings.grace,
             cut_ns: None,
@@ -151,7 +153,7 @@ impl Worker {
             self.shared.now_ns = begun_ns;
             self.shared.end.begin_turn(begun_ns);
             self.date.refresh(self.shared.now_ns, &mut self.shared.date);
-            self.handle_all(&mut events)?;
+            self.handle_all(&mut events, begun_ns)?;
             self.connections.expire(&mut self.shared);
             let finished = self.shared.end.finished();
             let relieved = finished != finished_before;
@@ -159,7 +161,9 @@ impl Worker {
             finished_before = finished;
             if let Some(inbox) = &mut self.inbox {
                 let turn_ns = monotonic_ns().saturating_sub(begun_ns);
-                inbox.top_up(&mut self.shared, &self.connections, turn_ns, relieved);
+                self.pace.on_turn(turn_ns, relieved);
+                inbox.top_up(&mut self.shared, &self.connections, self.pace);
+                self.sources.keep_pace(&mut self.shared, self.pace);
             }
             // The published counters are exact at the end of a turn.
             self.shared.end.end_turn();
@@ -170,7 +174,7 @@ impl Worker {
 
     /// Handles events. After a request with work, its answer is sent and completed before the next
     /// one, as in a server that handles one at a time.
-    fn handle_all(&mut self, events: &mut Vec<EngineEvent>) -> Result<()> {
+    fn handle_all(&mut self, events: &mut Vec<EngineEvent>, begun_ns: u64) -> Result<()> {
         let mut left: VecDeque<EngineEvent> = VecDeque::new();
         for event in events.drain(..) {
             if left.is_empty() && !self.shared.worked {
@@ -181,6 +185,11 @@ impl Worker {
         }
         while self.shared.worked || !left.is_empty() {
             if std::mem::take(&mut self.shared.worked) {
+                if self.inbox.is_some() {
+                    // What has come in this time stays in the socket.
+                    self.pace.on_work(self.shared.now_ns.saturating_sub(begun_ns));
+                    self.sources.keep_pace(&mut self.shared, self.pace);
+                }
                 self.shared.engine.turn(events)?;
                 for event in events.drain(..) {
                     match event {
@@ -246,6 +255,9 @@ impl Worker {
             }
             EngineEvent::Ready { key, .. } if key == CONTROL => return self.on_primary_ready(),
             EngineEvent::Ready { key, .. } if key == SIGNALS => return self.on_signals(),
+            EngineEvent::Ready { key, outcome } if is_listener(key) => {
+                self.sources.on_arrival(shared, connections, key, outcome);
+            }
             EngineEvent::Ready { .. }
             | EngineEvent::MessageSent { .. }
             | EngineEvent::Cancelled { .. } => {}

@@ -2,7 +2,7 @@
 //!
 //! * [`WorkerEnd`]: counts what arrives, begins and ends, and answers probes.
 //! * [`DescriptorBudget`]: how many messages are sure to fit.
-//! * [`ClaimPace`]: how much a worker claims at once.
+//! * [`TurnPace`], [`ClaimPace`]: how much a worker claims at once.
 //! * [`Conversation`]: what it says to its primary and what the replies mean.
 
 mod budget;
@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicU64;
 
 pub use budget::{Count, DescriptorBudget};
 pub use conversation::{Conversation, FromPrimary, Grant};
-pub use pace::{ClaimPace, SLOW_TURN_NS, is_slow_turn};
+pub use pace::{ClaimPace, SLOW_TURN_NS, TurnPace, is_slow_turn};
 
 use crate::control::LatencySummary;
 use crate::error::Result;

@@ -14,6 +14,32 @@ pub fn is_slow_turn(turn_ns: u64) -> bool {
     turn_ns > SLOW_TURN_NS
 }
 
+/// The pace of a worker that measures the turns of its loop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnPace {
+    /// The last turn that finished connections, or a later one, was long.
+    is_slow: bool,
+}
+
+impl TurnPace {
+    /// Whether the worker claims one connection or message at a time.
+    #[must_use]
+    pub fn is_slow(self) -> bool {
+        self.is_slow
+    }
+
+    /// The turn has lasted this long, and goes on.
+    pub fn on_work(&mut self, turn_ns: u64) {
+        self.is_slow |= is_slow_turn(turn_ns);
+    }
+
+    /// The turn has ended. Only a short one that finished something ends a slow pace: one without
+    /// work says nothing about the next.
+    pub fn on_turn(&mut self, turn_ns: u64, has_finished: bool) {
+        self.is_slow = is_slow_turn(turn_ns) || (self.is_slow && !has_finished);
+    }
+}
+
 /// The pace of a worker whose loop is not ours to measure: it asks for one connection at a time,
 /// and what it does in between is its turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,6 +104,27 @@ mod tests {
     }
 
     #[test]
+    fn a_short_turn_ends_a_slow_pace_only_if_it_has_finished_something() {
+        let mut pace = TurnPace::default();
+        assert!(!pace.is_slow());
+        pace.on_work(SLOW_TURN_NS + 1);
+        assert!(pace.is_slow(), "at once, not only when the turn ends");
+        // (length of a turn, whether it finished something, the pace behind it)
+        let turns = [
+            (50 * MS, true, true),
+            (MS / 10, false, true),
+            (MS / 10, true, false),
+            (MS / 10, false, false),
+            (SLOW_TURN_NS, true, false),
+            (SLOW_TURN_NS + 1, false, true),
+        ];
+        for (turn_ns, has_finished, is_slow) in turns {
+            pace.on_turn(turn_ns, has_finished);
+            assert_eq!(pace.is_slow(), is_slow, "{turn_ns} {has_finished}");
+        }
+    }
+
+    #[test]
     fn an_idle_worker_takes_all_that_comes_at_once() {
         assert_eq!(turns(32, 20_000, 500 * MS), [32]);
     }
@@ -105,6 +152,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_worker_is_slow_while_nothing_short_has_been_finished_since_its_last_long_turn(
+            turns in prop::collection::vec((0..3 * MS, any::<bool>(), any::<bool>()), 1..60),
+        ) {
+            let mut pace = TurnPace::default();
+            for (number, (turn_ns, has_finished, has_worked)) in turns.iter().enumerate() {
+                if *has_worked {
+                    pace.on_work(*turn_ns);
+                }
+                pace.on_turn(*turn_ns, *has_finished);
+                let past = turns[..=number].iter().rev();
+                let mut past = past.skip_while(|(turn_ns, has_finished, _)| {
+                    !is_slow_turn(*turn_ns) && !has_finished
+                });
+                let was_long = past.next().is_some_and(|(turn_ns, ..)| is_slow_turn(*turn_ns));
+                prop_assert_eq!(pace.is_slow(), was_long);
+            }
+        }
+
         #[test]
         fn nothing_is_slow_where_every_turn_is_short(
             gaps in prop::collection::vec((0_u64..=SLOW_TURN_NS, 0_u64..10 * MS), 1..100),

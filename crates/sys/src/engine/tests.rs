@@ -323,7 +323,19 @@ fn an_accept_goes_on_until_it_is_cancelled(kind: EngineKind) {
         !events.iter().any(|event| matches!(event, EngineEvent::Accepted { .. })),
         "{events:?}"
     );
+    // It can be polled in between.
+    engine.poll_readable(KEY, listener.as_fd());
+    let polled = await_event(&mut engine, |event, _| match event {
+        EngineEvent::Ready { key: KEY, outcome } => Some(outcome),
+        _ => None,
+    });
+    assert_eq!(polled, Ok(()));
     assert!(listener.accept().is_ok(), "it has stayed in the backlog");
+    engine.accept_many(KEY, listener.as_fd());
+    let _last: Vec<TcpStream> = connect(1).collect();
+    await_event(&mut engine, |event, _| {
+        matches!(event, EngineEvent::Accepted { outcome: Ok(_), armed: true, .. }).then_some(())
+    });
 }
 
 fn messages_are_received_only_as_far_as_there_is_room(kind: EngineKind) {

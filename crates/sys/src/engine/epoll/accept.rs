@@ -57,8 +57,13 @@ impl EpollEngine {
         if place >= self.accepts.len() {
             self.accepts.resize_with(place + 1, Accept::default);
         }
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, key.pack(ReadyKind::Accept as u8));
-        if let Err(errno) = self.set.add(listener, event) {
+        let mut event = EpollEvent::new(EpollFlags::EPOLLIN, key.pack(ReadyKind::Accept as u8));
+        let added = match self.set.add(listener, event) {
+            // It was polled before.
+            Err(Errno::EEXIST) => self.set.modify(listener, &mut event),
+            added => added,
+        };
+        if let Err(errno) = added {
             return self.happened.push(failed(key, errno));
         }
         let accept = &mut self.accepts[place];
