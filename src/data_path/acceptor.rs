@@ -62,6 +62,8 @@ pub(super) struct Acceptor {
     pub(super) own_before: Option<u64>,
     /// Connections that waited for them at the last check.
     pub(super) waiting: u32,
+    /// When that was.
+    pub(super) looked_ns: u64,
     /// Watches the connections that wait for them.
     pub(super) stall_detector: Option<StallDetector>,
     /// Another socket gets what waits in it, as soon as there is one.
@@ -92,6 +94,7 @@ impl Acceptor {
             owners: Vec::new(),
             own_before: None,
             waiting: 0,
+            looked_ns: 0,
             stall_detector: None,
             needs_relief: false,
             is_deserted: false,
@@ -148,6 +151,7 @@ impl Acceptor {
         let listener = self.listener.as_deref()?;
         // The counters alone never show that a worker has stopped.
         let is_empty = all && has_accepted == Some(true);
+        self.looked_ns = now_ns;
         self.waiting = if is_empty { 0 } else { backlog::length(listener).unwrap_or(0) };
         let stall_detector = self.stall_detector.as_mut()?;
         Some(stall_detector.look(self.waiting, has_accepted, now_ns))

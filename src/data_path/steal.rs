@@ -12,7 +12,8 @@ use super::handoff::Link;
 use super::{DataPath, DataPathReport, DataPathStage, OwnSocketRules};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
-use crate::schedule::{CHANGE_NS, Finding, StallDetector};
+use crate::protocol::worker_end::is_slow_turn;
+use crate::schedule::{CHANGE_NS, Finding, Sample, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
 
@@ -118,6 +119,7 @@ impl DataPath {
             if let Some(stall_detector) = &mut acceptor.stall_detector {
                 stall_detector.came(self.now_ns);
             }
+            self.look_soon_behind_long_work(place);
         }
     }
 
@@ -158,6 +160,9 @@ impl DataPath {
                 Some(Finding::Quiet) => self.ask(place),
                 Some(Finding::Overdue) => self.steal(place),
             }
+            if self.acceptors[place].as_ref().is_some_and(|acceptor| acceptor.waiting > 0) {
+                self.look_soon_behind_long_work(place);
+            }
             self.update_owners(place);
             self.report_doubt(place);
         }
@@ -168,13 +173,18 @@ impl DataPath {
     }
 
     /// Tells the kernel how many of the connections that it picked workers for still wait for them:
-    /// a handshake that never completes would count for ever.
+    /// a handshake that never completes would count for ever. Of a queue whose check is still to
+    /// come, the length is not known.
     fn correct_picks(&self) {
         for (link, slot) in self.links.iter().zip((0..).map(Slot::new)) {
             let Some(link) = link else { continue };
             let acceptors = self.acceptors.iter().flatten();
             let own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
-            link.page.correct_picks(own.map(|acceptor| acceptor.waiting).sum());
+            let is_known =
+                |one: &Acceptor| one.next_look_ns().is_none_or(|_| one.looked_ns == self.now_ns);
+            if own.clone().all(is_known) {
+                link.page.correct_picks(own.map(|acceptor| acceptor.waiting).sum());
+            }
         }
     }
 
@@ -202,6 +212,33 @@ impl DataPath {
         acceptor.has_lost(taken.len());
         taken.into_iter().for_each(|socket| self.take_over(place, socket, true));
         self.probe_owners(place);
+    }
+
+    /// Checks a queue again soon if connections wait in it for a worker that is in the middle of
+    /// long work. They move then, if another worker is idle.
+    fn look_soon_behind_long_work(&mut self, place: usize) {
+        let Some(after_ns) = self.roster.take_back_after_ns() else { return };
+        let rules = self.steerer.rules;
+        if !rules.is_steered || !rules.is_counted || rules.lacks_inboxes {
+            return;
+        }
+        let (links, now_ns) = (&self.links, self.now_ns);
+        let Some(acceptor) = &mut self.acceptors[place] else { return };
+        let does_long_work = |slot: &Slot| {
+            let Some(Some(link)) = links.get(slot.index()) else { return false };
+            // What a program calls progress is no turn.
+            if link.page.program_reports() {
+                return false;
+            }
+            let Sample { claimed, own, finished, turn_begun_ns, .. } = link.page.sample();
+            let is_at_work = turn_begun_ns > 0 && claimed.saturating_add(own) > finished;
+            is_at_work && is_slow_turn(now_ns.saturating_sub(turn_begun_ns))
+        };
+        if acceptor.owners.iter().any(does_long_work)
+            && let Some(stall_detector) = &mut acceptor.stall_detector
+        {
+            stall_detector.is_behind_long_work(after_ns / 2, now_ns);
+        }
     }
 
     /// Clears the suspicion against workers for which nothing has arrived that could confirm it.

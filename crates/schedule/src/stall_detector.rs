@@ -20,6 +20,8 @@ const DOUBTED_AFTER: u64 = 10;
 const TICK_NS: u64 = 10_000_000;
 /// Least interval of checks.
 const INTERVAL_MIN_NS: u64 = 1_000_000;
+/// Behind long work, the next check is due after this share of the time without an accept.
+const LONG_WORK_SHARE: u64 = 8;
 
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +137,16 @@ impl StallDetector {
     fn begin(&mut self, length: u32, now_ns: u64) {
         let look_ns = self.next_look_behind(now_ns);
         self.waiting.get_or_insert(Waiting { since_ns: now_ns, length, look_ns, still: false });
+    }
+
+    /// The worker does long work, and connections wait behind it: the queue is checked again after
+    /// `pause_ns`, the rarer the longer this lasts, and at the latest when it is due anyway.
+    pub fn is_behind_long_work(&mut self, pause_ns: u64, now_ns: u64) {
+        let rarer_ns = self.still_ns(now_ns) / LONG_WORK_SHARE;
+        let pause_ns = pause_ns.max(rarer_ns).max(INTERVAL_MIN_NS);
+        if let Some(waiting) = &mut self.waiting {
+            waiting.look_ns = waiting.look_ns.min(now_ns.saturating_add(pause_ns));
+        }
     }
 
     /// The worker has shown progress in another way: the wait of its queue starts anew.

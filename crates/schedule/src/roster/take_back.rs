@@ -138,7 +138,8 @@ impl Roster {
 
     /// The limit, where a connection may move: a sticky policy or a custom scheduler has reasons
     /// for its choice.
-    fn take_back_after_ns(&self) -> Option<u64> {
+    #[must_use]
+    pub fn take_back_after_ns(&self) -> Option<u64> {
         let moves = !matches!(self.policy, Policy::Sticky);
         let moves = moves && self.config.scheduler.is_none() && self.workers.len() > 1;
         self.config.take_back_after_ns.filter(|_| moves)

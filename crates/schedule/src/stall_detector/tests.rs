@@ -319,3 +319,26 @@ fn a_worker_whose_queue_cannot_be_emptied_is_stalled_until_it_shrinks() {
     assert!(!detector.is_stalled() && !detector.may_be_stalled());
     assert_eq!(look(&mut detector, 0), Finding::Quiet);
 }
+
+#[test]
+fn behind_long_work_a_queue_is_checked_soon_and_ever_more_rarely() {
+    let mut detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    detector.is_behind_long_work(MS, 0);
+    assert_eq!(detector.next_look_ns(), None, "nothing waits");
+    detector.came(0);
+    let (mut now_ns, mut looks) = (0, Vec::new());
+    while now_ns < 60 * MS {
+        detector.is_behind_long_work(MS, now_ns);
+        now_ns = detector.next_look_ns().expect("one waits");
+        assert_eq!(detector.look(1, Some(false), now_ns), Finding::Patient);
+        assert!(detector.may_be_stalled());
+        looks.push(now_ns);
+    }
+    assert_eq!(looks[..8], [1, 2, 3, 4, 5, 6, 7, 8].map(|ms| ms * MS));
+    let pauses: Vec<u64> = looks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.is_sorted_by(|one, next| next >= one || *one > EVERY_NS / 2), "{pauses:?}");
+    assert!(pauses.iter().all(|pause_ns| (MS..2 * EVERY_NS).contains(pause_ns)), "{pauses:?}");
+    // What the worker accepts by then needs no hurry.
+    assert_eq!(detector.look(1, Some(true), now_ns), Finding::Patient);
+    assert!(detector.next_look_ns().is_some_and(|look_ns| look_ns >= now_ns + EVERY_NS / 2));
+}
