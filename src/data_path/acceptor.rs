@@ -64,6 +64,10 @@ pub(super) struct Acceptor {
     pub(super) waiting: u32,
     /// When that was.
     pub(super) looked_ns: u64,
+    /// Ticks without an accept after which the kernel tells, where it watches the queue.
+    pub(super) patience: u64,
+    /// The kernel has told that the queue is stuck.
+    pub(super) is_told_stuck: bool,
     /// Watches the connections that wait for them.
     pub(super) stall_detector: Option<StallDetector>,
     /// Another socket gets what waits in it, as soon as there is one.
@@ -95,6 +99,8 @@ impl Acceptor {
             own_before: None,
             waiting: 0,
             looked_ns: 0,
+            patience: 1,
+            is_told_stuck: false,
             stall_detector: None,
             needs_relief: false,
             is_deserted: false,

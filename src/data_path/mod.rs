@@ -5,6 +5,7 @@
 //! it [`Command`]s and receives [`DataPathReport`]s; both are rare.
 
 mod acceptor;
+mod alarm;
 mod cluster_counts;
 mod completions;
 mod dispatch;

@@ -16,12 +16,15 @@ use crate::protocol::worker_end::is_slow_turn;
 use crate::schedule::{CHANGE_NS, Finding, Sample, StallDetector};
 use crate::sys::limits;
 use crate::sys::listener::Listener;
+use crate::sys::picking::Alarm;
 
 /// A worker that works on nothing has probably not been scheduled for this long, and another one
 /// would not be either; later it is stopped.
 const UNSCHEDULED_NS: u64 = 25_000_000;
 /// Queues reported per turn; the rest follow in the next.
 const TOLD_MAX: usize = 64;
+/// Stands for the kernel's alarm, where others are places.
+const ALARM: u64 = u64::MAX;
 
 /// Reports arrivals in queues. An epoll set, because it holds no reference to its members: a poll
 /// of the ring would keep a socket listening that every owner has closed.
@@ -47,16 +50,20 @@ impl ArrivalWatch {
         }
     }
 
+    /// Reports when the kernel raises this alarm.
+    pub(super) fn listen_to(&self, alarm: &Alarm) -> std::result::Result<(), Errno> {
+        self.epoll.add(alarm, EpollEvent::new(EpollFlags::EPOLLIN, ALARM))
+    }
+
     fn forget(&self, listener: &Listener) {
         let _ = self.epoll.delete(listener);
     }
 
-    /// The places of queues with arrivals.
-    fn ready(&self) -> Vec<usize> {
+    /// The places of queues with arrivals, and [`ALARM`].
+    fn ready(&self) -> Vec<u64> {
         let mut ready = [EpollEvent::empty(); TOLD_MAX];
         let count = self.epoll.wait(&mut ready, EpollTimeout::ZERO).unwrap_or(0);
-        let places = ready[..count].iter().map(EpollEvent::data);
-        places.filter_map(|place| usize::try_from(place).ok()).collect()
+        ready[..count].iter().map(EpollEvent::data).collect()
     }
 }
 
@@ -79,7 +86,7 @@ impl DataPath {
             true => StallDetector::looking_every(CHANGE_NS, hang_after_ns),
             false => StallDetector::new(hang_after_ns),
         });
-        acceptor.own_before = None;
+        (acceptor.own_before, acceptor.patience) = (None, 1);
         let is_checked = acceptor.stall_detector.is_some();
         self.steerer.is_due = true;
         match acceptor.is_owned() {
@@ -93,6 +100,7 @@ impl DataPath {
             links.for_each(|link| link.page.ignore_picks());
         }
         before.into_iter().for_each(|slot| self.update_stalled(slot));
+        self.look_at_all();
     }
 
     /// Ends notifications for this place.
@@ -113,6 +121,11 @@ impl DataPath {
     /// Some queues have arrivals.
     pub(super) fn on_arrivals(&mut self) {
         for place in self.watch.ready() {
+            if place == ALARM {
+                self.on_alarm();
+                continue;
+            }
+            let Ok(place) = usize::try_from(place) else { continue };
             let Some(Some(acceptor)) = self.acceptors.get_mut(place) else { continue };
             acceptor.has_come();
             acceptor.needs_relief |= acceptor.is_deserted;
@@ -136,7 +149,7 @@ impl DataPath {
     /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn check_own_sockets(&mut self) {
         let OwnSocketRules { is_steered, is_counted, is_exact, lacks_inboxes } = self.steerer.rules;
-        let mut has_looked = false;
+        let (mut looked_at, mut at_rest) = (Vec::new(), Vec::new());
         for place in 0..self.acceptors.len() {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             if acceptor.next_look_ns().is_none_or(|look_ns| look_ns > self.now_ns) {
@@ -150,9 +163,10 @@ impl DataPath {
             let own = is_counted.then(|| owners.map(|link| link.page.sample().own).sum());
             let finding = acceptor.look(own, all, self.now_ns);
             self.steerer.is_due = true;
-            has_looked = true;
+            looked_at.push(place);
             match finding {
                 None => continue,
+                Some(finding) if self.may_rest(place, finding) => at_rest.push((place, finding)),
                 Some(finding) if lacks_inboxes => self.look_after(place, finding),
                 Some(Finding::Patient) if !is_steered => continue,
                 Some(Finding::Patient) if is_counted => self.move_waiting(place),
@@ -166,8 +180,10 @@ impl DataPath {
             self.update_owners(place);
             self.report_doubt(place);
         }
-        if has_looked && is_steered {
+        if !looked_at.is_empty() && is_steered {
             self.correct_picks();
+            let were_higher = self.correct_what_the_kernel_watches(&looked_at);
+            self.leave_to_the_kernel(&at_rest, &were_higher);
         }
         self.trust_for_want_of_others();
     }
@@ -180,6 +196,10 @@ impl DataPath {
             let Some(link) = link else { continue };
             let acceptors = self.acceptors.iter().flatten();
             let own = acceptors.filter(|acceptor| acceptor.owners.contains(&slot));
+            // These are corrected when they are looked at.
+            if own.clone().any(|acceptor| self.can_be_left(acceptor)) {
+                continue;
+            }
             let is_known =
                 |one: &Acceptor| one.next_look_ns().is_none_or(|_| one.looked_ns == self.now_ns);
             if own.clone().all(is_known) {
@@ -214,31 +234,37 @@ impl DataPath {
         self.probe_owners(place);
     }
 
-    /// Checks a queue again soon if connections wait in it for a worker that is in the middle of
-    /// long work. They move then, if another worker is idle.
+    /// Checks a queue again soon if connections wait in it behind long work. They move then, if
+    /// another worker is idle.
     fn look_soon_behind_long_work(&mut self, place: usize) {
         let Some(after_ns) = self.roster.take_back_after_ns() else { return };
-        let rules = self.steerer.rules;
-        if !rules.is_steered || !rules.is_counted || rules.lacks_inboxes {
-            return;
+        let is_behind = self.is_behind_long_work(place);
+        let Some(acceptor) = self.acceptors[place].as_mut().filter(|_| is_behind) else { return };
+        if let Some(stall_detector) = &mut acceptor.stall_detector {
+            stall_detector.is_behind_long_work(after_ns / 2, self.now_ns);
         }
-        let (links, now_ns) = (&self.links, self.now_ns);
-        let Some(acceptor) = &mut self.acceptors[place] else { return };
+    }
+
+    /// Whether what waits in a queue would move to idle workers, and a worker that accepts from it
+    /// is in the middle of long work.
+    pub(super) fn is_behind_long_work(&self, place: usize) -> bool {
+        let rules = self.steerer.rules;
+        let may_move = rules.is_steered && rules.is_counted && !rules.lacks_inboxes;
+        if !may_move || self.roster.take_back_after_ns().is_none() {
+            return false;
+        }
+        let Some(acceptor) = &self.acceptors[place] else { return false };
         let does_long_work = |slot: &Slot| {
-            let Some(Some(link)) = links.get(slot.index()) else { return false };
+            let Some(Some(link)) = self.links.get(slot.index()) else { return false };
             // What a program calls progress is no turn.
             if link.page.program_reports() {
                 return false;
             }
             let Sample { claimed, own, finished, turn_begun_ns, .. } = link.page.sample();
             let is_at_work = turn_begun_ns > 0 && claimed.saturating_add(own) > finished;
-            is_at_work && is_slow_turn(now_ns.saturating_sub(turn_begun_ns))
+            is_at_work && is_slow_turn(self.now_ns.saturating_sub(turn_begun_ns))
         };
-        if acceptor.owners.iter().any(does_long_work)
-            && let Some(stall_detector) = &mut acceptor.stall_detector
-        {
-            stall_detector.is_behind_long_work(after_ns / 2, now_ns);
-        }
+        acceptor.owners.iter().any(does_long_work)
     }
 
     /// Clears the suspicion against workers for which nothing has arrived that could confirm it.

@@ -15,10 +15,11 @@ use super::{DataPath, DataPathReport};
 use crate::error::Error;
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{
-    Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
+    Change, Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
 };
+use crate::sys::engine::Key;
 use crate::sys::listening;
-use crate::sys::picking::Rule;
+use crate::sys::picking::{Alarm, Rule};
 use crate::sys::steering::{Lot, steer};
 use picking::Exact;
 
@@ -49,6 +50,10 @@ pub(super) struct Steerer {
     policy: Policy,
     limits: Limits,
     pub(super) ports: Vec<Port>,
+    /// How the kernel tells that a queue is stuck, if it can watch them.
+    pub(super) alarm: Option<Alarm>,
+    /// The kernel's program is another one, which knows nothing of what waits.
+    pub(super) is_new: bool,
     /// Something has changed since the last decision.
     pub(super) is_due: bool,
     pub(super) changes: Changes,
@@ -75,6 +80,8 @@ impl Steerer {
             policy,
             limits,
             ports: Vec::new(),
+            alarm: None,
+            is_new: false,
             is_due: false,
             changes: Changes::default(),
         }
@@ -113,6 +120,13 @@ impl Steerer {
         }
     }
 
+    /// Whether the kernel can watch the queue of a socket, whose connections this worker counts.
+    pub(super) fn is_watching(&self, listener: ListenerId, number: Option<u16>, key: Key) -> bool {
+        let port = self.ports.iter().find(|port| port.listener == listener);
+        let exact = port.and_then(|port| port.exact.as_ref());
+        exact.is_some_and(|exact| exact.is_watching(number, key))
+    }
+
     pub(super) fn remove(&mut self, listener: ListenerId) {
         self.ports.retain(|port| port.listener != listener);
     }
@@ -128,6 +142,10 @@ impl DataPath {
     #[must_use]
     pub fn with_own_sockets(mut self, rules: OwnSocketRules) -> Self {
         self.steerer.rules = rules;
+        // Of other workers the kernel does not see what they accept.
+        if rules.is_exact && rules.is_counted {
+            self.listen_to_the_kernel();
+        }
         self
     }
 
@@ -150,6 +168,9 @@ impl DataPath {
         let mut ports = std::mem::take(&mut self.steerer.ports);
         ports.iter_mut().filter(|port| !port.is_left_alone).for_each(|port| self.steer_port(port));
         self.steerer.ports = ports;
+        if std::mem::take(&mut self.steerer.is_new) {
+            self.look_at_all();
+        }
     }
 
     fn steer_port(&mut self, port: &mut Port) {
@@ -157,6 +178,7 @@ impl DataPath {
         if port.exact.is_some() {
             match self.pick_exactly(port, &own, self.steerer.rule()) {
                 Ok(change) => {
+                    self.steerer.is_new |= change == Some(Change::Workers);
                     return change.into_iter().for_each(|one| self.steerer.changes.count(one));
                 }
                 Err(errno) => {

@@ -29,6 +29,7 @@ mod proxied;
 mod room;
 mod seccomp;
 mod service_manager;
+mod sleeping;
 mod steal;
 mod storm;
 mod streams;

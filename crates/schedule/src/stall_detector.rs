@@ -134,6 +134,19 @@ impl StallDetector {
         self.begin(0, now_ns);
     }
 
+    /// Connections wait, and the kernel has seen no accept since then: the queue is checked now.
+    pub fn told(&mut self, since_ns: u64, now_ns: u64) {
+        self.begin(1, now_ns);
+        if let Some(waiting) = &mut self.waiting {
+            (waiting.since_ns, waiting.look_ns) = (since_ns, now_ns);
+        }
+    }
+
+    /// The worker accepts, and the kernel watches its queue from now on.
+    pub fn rest(&mut self) {
+        self.waiting = None;
+    }
+
     fn begin(&mut self, length: u32, now_ns: u64) {
         let look_ns = self.next_look_behind(now_ns);
         self.waiting.get_or_insert(Waiting { since_ns: now_ns, length, look_ns, still: false });

@@ -2,10 +2,14 @@
 //!
 //! Owns the system call and its structures. The caller writes the program. All of it needs CAP_BPF.
 
+mod types;
+
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
+
+pub use types::{TIMER_BYTES, load_types};
 
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE: libc::c_int = 2;
@@ -17,6 +21,8 @@ const LOAD_TRIES: usize = 20;
 const ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY`.
 const SOCKETS: u32 = 20;
+/// `BPF_MAP_TYPE_RINGBUF`.
+const RING: u32 = 27;
 /// `BPF_F_MMAPABLE`: processes can map the values.
 const MAPPABLE: u32 = 1 << 10;
 /// `BPF_PROG_TYPE_SK_REUSEPORT`.
@@ -85,10 +91,20 @@ pub mod code {
     pub const IF_EQUAL: u8 = 0x15;
     /// Jumps if `target != constant`.
     pub const UNLESS_EQUAL: u8 = 0x55;
+    /// Jumps if `target == source`.
+    pub const IF_SAME: u8 = 0x1d;
     /// Jumps if `target >= source`.
     pub const IF_FROM: u8 = 0x3d;
     /// Jumps if `target > source`.
     pub const IF_ABOVE: u8 = 0x2d;
+    /// Jumps if `target >= constant`.
+    pub const IF_FROM_CONSTANT: u8 = 0x35;
+    /// Jumps if `target >= constant`, signed.
+    pub const IF_SIGNED_FROM: u8 = 0x75;
+    /// `*(u64 *)(target + offset) = constant`.
+    pub const STORE_LONG_CONSTANT: u8 = 0x7a;
+    /// `*(u64 *)(target + offset) += source`, atomically.
+    pub const ADD_ATOMICALLY: u8 = 0xdb;
     /// Calls a helper.
     pub const CALL: u8 = 0x85;
     /// Ends the program.
@@ -140,8 +156,14 @@ struct Create {
     value_bytes: u32,
     entries: u32,
     flags: u32,
-    /// Fields of later kernels.
-    rest: [u32; 5],
+    inner: u32,
+    node: u32,
+    name: [u8; 16],
+    interface: u32,
+    /// What a value consists of.
+    types: u32,
+    key_type: u32,
+    value_type: u32,
 }
 
 /// The start of `union bpf_attr` for setting an entry.
@@ -170,6 +192,28 @@ struct Load {
     name: [u8; 16],
     interface: u32,
     attach_kind: u32,
+    types: u32,
+    function_bytes: u32,
+    functions: u64,
+    function_count: u32,
+    /// The structure has no padding.
+    rest: u32,
+}
+
+/// `struct bpf_func_info`.
+#[repr(C)]
+struct Function {
+    at: u32,
+    kind: u32,
+}
+
+/// A program in which a timer calls a part of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Timed<'a> {
+    /// See [`load_types`].
+    pub types: BorrowedFd<'a>,
+    /// Where that part begins.
+    pub at: usize,
 }
 
 /// An array of values that programs read and write, and processes that map it too.
@@ -178,7 +222,39 @@ struct Load {
 /// This process may not create maps, or memory is exhausted.
 pub fn create_array(value_bytes: u32, is_mappable: bool) -> Result<OwnedFd, Errno> {
     let flags = if is_mappable { MAPPABLE } else { 0 };
-    create(Create { kind: ARRAY, key_bytes: 4, value_bytes, entries: 1, flags, rest: [0; 5] })
+    create(Create {
+        kind: ARRAY,
+        key_bytes: 4,
+        value_bytes,
+        entries: 1,
+        flags,
+        ..Create::default()
+    })
+}
+
+/// An array of one value, which begins with a timer.
+///
+/// # Errors
+/// As [`create_array`], or the kernel has no timers for programs.
+pub fn create_timed(types: &impl AsFd, value_bytes: u32) -> Result<OwnedFd, Errno> {
+    create(Create {
+        kind: ARRAY,
+        key_bytes: 4,
+        value_bytes,
+        entries: 1,
+        types: number(types.as_fd())?,
+        key_type: types::KEY,
+        value_type: types::VALUE,
+        ..Create::default()
+    })
+}
+
+/// A ring of messages from programs. It can be polled.
+///
+/// # Errors
+/// As [`create_array`], or the kernel has no rings.
+pub fn create_ring(bytes: u32) -> Result<OwnedFd, Errno> {
+    create(Create { kind: RING, entries: bytes, ..Create::default() })
 }
 
 /// Room for the sockets of a group.
@@ -217,10 +293,9 @@ pub fn is_page(map: &impl AsFd) -> bool {
 /// # Errors
 /// It does not listen with SO_REUSEPORT, or the map is shorter.
 pub fn set_socket(map: &impl AsFd, key: u32, socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    let number = |raw: RawFd| u32::try_from(raw).map_err(|_| Errno::EBADF);
-    let value = u64::from(number(socket.as_raw_fd())?);
+    let value = u64::from(number(socket)?);
     let update = Update {
-        map: number(map.as_fd().as_raw_fd())?,
+        map: number(map.as_fd())?,
         padding: 0,
         key: &raw const key as u64,
         value: &raw const value as u64,
@@ -237,28 +312,41 @@ pub fn set_socket(map: &impl AsFd, key: u32, socket: BorrowedFd<'_>) -> Result<(
 ///
 /// # Errors
 /// This process may not load it, or the kernel rejects the program.
-pub fn load(program: &[Instruction]) -> Result<OwnedFd, Errno> {
+pub fn load(program: &[Instruction], timed: Option<Timed<'_>>) -> Result<OwnedFd, Errno> {
     let mut tries = 1;
     loop {
-        match load_once(program) {
+        match load_once(program, timed) {
             Err(Errno::EAGAIN) if tries < LOAD_TRIES => tries += 1,
             result => return result,
         }
     }
 }
 
-fn load_once(program: &[Instruction]) -> Result<OwnedFd, Errno> {
-    let license = c"MIT";
+fn load_once(program: &[Instruction], timed: Option<Timed<'_>>) -> Result<OwnedFd, Errno> {
+    // The kernel lets only programs that are also offered under the GPL use timers.
+    let license = if timed.is_some() { c"Dual MIT/GPL" } else { c"MIT" };
+    let mut functions = Vec::new();
+    let mut types = 0;
+    if let Some(timed) = timed {
+        types = number(timed.types)?;
+        functions.push(Function { at: 0, kind: types::PROGRAM });
+        let at = u32::try_from(timed.at).map_err(|_| Errno::E2BIG)?;
+        functions.push(Function { at, kind: types::CALLED });
+    }
     let load = Load {
         kind: OF_REUSEPORT,
         instruction_count: u32::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
         instructions: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
         attach_kind: MAY_MIGRATE,
+        types,
+        function_bytes: u32::try_from(size_of::<Function>()).expect("it is small"),
+        functions: functions.as_ptr() as u64,
+        function_count: u32::try_from(functions.len()).expect("at most two"),
         ..Load::default()
     };
-    // SAFETY: the kernel reads the structure, and the instructions and the text that it points to,
-    // all of which live until the call returns.
+    // SAFETY: the kernel reads the structure, and the instructions, the text and the functions that
+    // it points to, all of which live until the call returns.
     let raw =
         unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
     adopt(raw)
@@ -282,6 +370,10 @@ pub fn attach(socket: &impl AsFd, program: &impl AsFd) -> Result<(), Errno> {
         )
     };
     Errno::result(result).map(drop)
+}
+
+fn number(file: BorrowedFd<'_>) -> Result<u32, Errno> {
+    u32::try_from(file.as_raw_fd()).map_err(|_| Errno::EBADF)
 }
 
 fn adopt(raw: libc::c_long) -> Result<OwnedFd, Errno> {

@@ -30,7 +30,7 @@ pub fn arrange(socket: &impl AsFd) -> Result<(), Errno> {
     if fs::read_to_string(SETTING).is_ok_and(|setting| setting.trim() == "1") {
         return Ok(());
     }
-    bpf::attach(socket, &bpf::load(&PROGRAM)?)
+    bpf::attach(socket, &bpf::load(&PROGRAM, None)?)
 }
 
 /// Moves the queued connections of this socket to others of its port, and lets it listen again. A

@@ -7,16 +7,21 @@
 //! corrects that count now and then by what waits for the worker, because some are never
 //! established. Workers that are equally good take turns after the last one picked.
 
+mod alarm;
 mod program;
+mod steps;
+mod watch;
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
-use crate::bpf;
-pub use program::assemble;
+use crate::bpf::{self, Timed};
+pub use alarm::{Alarm, Told};
+pub use program::{Program, ProgramMaps, assemble};
+pub use watch::{TICK_NS, WatchMaps};
 
-/// Most sockets of a program: a program has at most 64 maps, and two have other uses.
+/// Most sockets of a program: a program has at most 64 maps, and four have other uses.
 pub const PICKED_MAX: usize = 60;
 
 /// Offsets of the program's inputs in a page, in bytes.
@@ -37,6 +42,11 @@ pub struct BoardLayout {
     pub correction: i16,
     /// What a connection takes at the worker, for [`Rule::Fastest`].
     pub time: i16,
+    /// Not zero: the kernel watches what waits for the worker, and tells the primary after this
+    /// many ticks without an accept.
+    pub patience: i16,
+    /// Why the kernel has told the primary about the worker ([`Told`]).
+    pub told: i16,
 }
 
 /// Whom the kernel picks.
@@ -67,6 +77,8 @@ pub struct Pickable<'a> {
 pub struct Picking {
     sockets: OwnedFd,
     cursor: OwnedFd,
+    /// The timer of the attached program ends with it.
+    watch: Option<OwnedFd>,
     layout: BoardLayout,
 }
 
@@ -77,7 +89,7 @@ impl Picking {
     /// This process may not create maps, or memory is exhausted.
     pub fn new(sockets_max: u32, layout: BoardLayout) -> Result<Self, Errno> {
         let sockets = bpf::create_sockets(sockets_max)?;
-        Ok(Self { sockets, cursor: bpf::create_array(8, false)?, layout })
+        Ok(Self { sockets, cursor: bpf::create_array(8, false)?, watch: None, layout })
     }
 
     /// Adds a socket.
@@ -89,24 +101,39 @@ impl Picking {
     }
 
     /// Makes the kernel pick one of these for each connection to the port of `socket`. If all of
-    /// them are excluded, or gone, the kernel chooses by hash.
+    /// them are excluded, or gone, the kernel chooses by hash. With an alarm it also watches what
+    /// waits for workers whose pages ask for it, and raises the alarm.
     ///
     /// # Errors
     /// The kernel refuses the program, or there are too many (E2BIG).
     pub fn pick_among(
-        &self,
+        &mut self,
         socket: &impl AsFd,
         rule: Rule,
         pickable: &[Pickable<'_>],
+        alarm: Option<&Alarm>,
     ) -> Result<(), Errno> {
         if pickable.len() > PICKED_MAX {
             return Err(Errno::E2BIG);
         }
         let entries = pickable.iter().map(|one| (one.socket, one.board.as_raw_fd()));
         let entries: Vec<(u16, RawFd)> = entries.collect();
-        let maps = (self.sockets.as_raw_fd(), self.cursor.as_raw_fd());
-        let program = bpf::load(&assemble(rule, &entries, maps, self.layout))?;
-        bpf::attach(socket, &program)
+        let state = alarm.map(Alarm::create_state).transpose()?;
+        let watch = alarm.zip(state.as_ref()).map(|(alarm, state)| WatchMaps {
+            state: state.as_raw_fd(),
+            alarm: alarm.as_fd().as_raw_fd(),
+        });
+        let maps = ProgramMaps {
+            sockets: self.sockets.as_raw_fd(),
+            cursor: self.cursor.as_raw_fd(),
+            watch,
+        };
+        let program = assemble(rule, &entries, maps, self.layout);
+        let timed =
+            alarm.zip(program.tick_at).map(|(alarm, at)| Timed { types: alarm.types(), at });
+        bpf::attach(socket, &bpf::load(&program.instructions, timed)?)?;
+        self.watch = state;
+        Ok(())
     }
 }
 

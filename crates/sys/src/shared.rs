@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
@@ -92,10 +93,26 @@ impl SharedPage {
     }
 
     fn map_at(memory: OwnedFd) -> std::result::Result<Self, Errno> {
+        Self::map_part(memory, 0, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Maps the page of a BPF ring that its reader writes to, or the one that it only reads.
+    pub(crate) fn map_ring(ring: OwnedFd, is_readers: bool) -> std::result::Result<Self, Errno> {
+        match is_readers {
+            true => Self::map_at(ring),
+            false => Self::map_part(ring, 4096, ProtFlags::PROT_READ),
+        }
+    }
+
+    fn map_part(
+        memory: OwnedFd,
+        from: libc::off_t,
+        protection: ProtFlags,
+    ) -> std::result::Result<Self, Errno> {
         let length = NonZeroUsize::new(PAGE_BYTES).expect("a page is not empty");
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let address = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &memory, 0) }?;
+        let address = unsafe { mmap(None, length, protection, flags, &memory, from) }?;
         Ok(Self { words: address.cast(), memory })
     }
 

@@ -14,7 +14,7 @@ use nix::libc;
 
 use crate::error::Error;
 use crate::listener::{Listener, OpenOptions};
-use crate::picking::{BoardLayout, PICKED_MAX, Pickable, Picking, Rule};
+use crate::picking::{Alarm, BoardLayout, PICKED_MAX, Pickable, Picking, Rule};
 use crate::shared::SharedPage;
 
 /// How often a socket is drawn: its share of the sum of all weights.
@@ -62,15 +62,25 @@ impl Form {
     /// connections they accept (`is_counted`), only those that wait for them are known.
     #[must_use]
     pub fn find(is_counted: bool) -> FormDecision {
-        let why_not = match attempt(&pick) {
-            Ok(()) => {
-                let reason = match is_counted {
-                    true => "the kernel picks by the counters of workers",
-                    false => {
-                        "the kernel picks by what waits for workers, which do not count what they \
-                         accept"
+        let why_not = match attempt(&|listener| pick(listener, None)) {
+            Ok(()) if is_counted => {
+                let reason = match attempt(&|listener| pick(listener, Some(&Alarm::new()?))) {
+                    Ok(()) => {
+                        "the kernel picks by the counters of workers, and watches the queues of \
+                         native ones"
+                            .into()
                     }
+                    Err(errno) => format!(
+                        "the kernel picks by the counters of workers, but cannot watch their \
+                         queues: {}; the primary checks them every 5 ms while connections arrive",
+                        errno.desc()
+                    ),
                 };
+                return FormDecision { form: Self::Exact, reason };
+            }
+            Ok(()) => {
+                let reason = "the kernel picks by what waits for workers, which do not count what \
+                              they accept";
                 return FormDecision { form: Self::Exact, reason: reason.into() };
             }
             Err(Errno::EPERM) => "exact picks take CAP_BPF".to_owned(),
@@ -116,7 +126,7 @@ impl fmt::Display for FormDecision {
     }
 }
 
-fn pick(listener: &Listener) -> Result<(), Errno> {
+fn pick(listener: &Listener, alarm: Option<&Alarm>) -> Result<(), Errno> {
     let layout = BoardLayout {
         excluded: 0,
         come: [0; 2],
@@ -125,10 +135,13 @@ fn pick(listener: &Listener) -> Result<(), Errno> {
         accepted: 0,
         correction: 0,
         time: 0,
+        patience: 0,
+        told: 0,
     };
-    let (picking, board) = (Picking::new(1, layout)?, SharedPage::create_map()?);
+    let (mut picking, board) = (Picking::new(1, layout)?, SharedPage::create_map()?);
     picking.enter(0, listener)?;
-    picking.pick_among(listener, Rule::Least, &[Pickable { socket: 0, board: board.as_fd() }])
+    let pickable = [Pickable { socket: 0, board: board.as_fd() }];
+    picking.pick_among(listener, Rule::Least, &pickable, alarm)
 }
 
 fn attempt(form: &dyn Fn(&Listener) -> Result<(), Errno>) -> Result<(), Errno> {

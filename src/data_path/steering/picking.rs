@@ -28,6 +28,16 @@ pub(super) struct Exact {
     picked: Option<(Rule, Vec<(u16, Key)>)>,
     /// Excluded workers.
     excluded: Vec<Slot>,
+    /// The kernel can watch the queues of these workers.
+    is_watching: bool,
+}
+
+impl Exact {
+    /// Whether the kernel can watch the queue of a socket, whose connections this worker counts.
+    pub(super) fn is_watching(&self, number: Option<u16>, key: Key) -> bool {
+        let mut picked = self.picked.iter().flat_map(|(_, picked)| picked);
+        self.is_watching && picked.any(|one| (Some(one.0), one.1) == (number, key))
+    }
 }
 
 impl DataPath {
@@ -78,7 +88,14 @@ impl DataPath {
                 exact.entered = number + 1;
             }
         }
-        picking.pick_among(first.listener().ok_or(Errno::EBADF)?, rule, &pickable)?;
+        let socket = first.listener().ok_or(Errno::EBADF)?;
+        let alarm = self.steerer.alarm.as_ref();
+        // Without its watch the kernel picks just as well, and this thread looks at the queues.
+        exact.is_watching = alarm
+            .is_some_and(|alarm| picking.pick_among(socket, rule, &pickable, Some(alarm)).is_ok());
+        if !exact.is_watching {
+            picking.pick_among(socket, rule, &pickable, None)?;
+        }
         exact.picked = picked;
         Ok(Some(Change::Workers))
     }

@@ -9,15 +9,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use super::{ASSIGNED, EXCLUDED, FINISHED, OWN, PRIMARY, PrimaryPage, RETURNED, WORKER, read};
-use crate::sys::picking::BoardLayout;
+use crate::sys::picking::{BoardLayout, Told};
 use crate::sys::shared::SharedPage;
 
 /// The line that the kernel writes.
 const KERNEL: usize = 8;
 const PICKED: usize = 0;
+const TOLD: usize = 1;
 /// Words of the primary's line.
 const CORRECTION: usize = 3;
 const TIME: usize = 4;
+const PATIENCE: usize = 5;
+/// Readings of a queue at most, until nothing is picked or accepted meanwhile.
+const READINGS_MAX: usize = 3;
 
 /// Makes the difference of picked and accepted negative, whatever is picked.
 const NO_PICKS: u64 = (i64::MIN / 2).cast_unsigned();
@@ -35,6 +39,8 @@ pub const KERNEL_LAYOUT: BoardLayout = BoardLayout {
     accepted: SharedPage::offset_of_word(WORKER, OWN),
     correction: SharedPage::offset_of_word(PRIMARY, CORRECTION),
     time: SharedPage::offset_of_word(PRIMARY, TIME),
+    patience: SharedPage::offset_of_word(PRIMARY, PATIENCE),
+    told: SharedPage::offset_of_word(KERNEL, TOLD),
 };
 
 /// What the kernel reads of a worker.
@@ -105,6 +111,40 @@ impl PrimaryPage {
         let picked = read(page.word(KERNEL, PICKED));
         let accepted = read(page.word(WORKER, OWN));
         self.set_correction(u64::from(waiting).wrapping_add(accepted).wrapping_sub(picked));
+    }
+
+    /// As [`correct_picks`](Self::correct_picks), with a length that is read now; leaves the count
+    /// as it is if connections come and go all the time. Returns whether it was higher: perhaps
+    /// some are on their way.
+    pub fn correct_picks_by(&self, length: impl Fn() -> Option<u32>) -> bool {
+        let words = || (read(self.page.word(KERNEL, PICKED)), read(self.page.word(WORKER, OWN)));
+        let mut before = words();
+        for _ in 0..READINGS_MAX {
+            let Some(waiting) = length() else { return false };
+            let after = words();
+            if before == after {
+                let counted = self.waiting_picks();
+                let (picked, accepted) = after;
+                let correction = u64::from(waiting).wrapping_add(accepted).wrapping_sub(picked);
+                self.set_correction(correction);
+                return counted > u64::from(waiting);
+            }
+            before = after;
+        }
+        false
+    }
+
+    /// Makes the kernel watch what waits for the worker, and tell after this many ticks without an
+    /// accept; with 0 it does not.
+    pub fn set_patience(&self, ticks: u64) {
+        self.kernel_page().word(PRIMARY, PATIENCE).store(ticks, Ordering::Release);
+    }
+
+    /// What the kernel has told about the worker since the last call.
+    #[must_use]
+    pub fn take_told(&self) -> Option<Told> {
+        let word = self.kernel_page().word(KERNEL, TOLD);
+        Told::from_word(read(word)).inspect(|_| word.store(0, Ordering::Release))
     }
 
     /// How many connections wait for the worker, by what the kernel has picked it for since the

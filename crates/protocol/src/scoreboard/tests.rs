@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::id::ListenerId;
-use crate::sys::picking::BoardLayout;
+use crate::sys::picking::{BoardLayout, Told};
 
 fn pair() -> (PrimaryPage, WorkerPage) {
     let primary = PrimaryPage::create().expect("a page");
@@ -192,4 +192,36 @@ fn what_a_program_accepts_reaches_the_kernel_s_copy_when_that_is_renewed() {
     let untouched = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
     let word = untouched.expect("a page").word(PRIMARY, EXCLUDED).load(Ordering::Relaxed);
     assert_eq!(word, 0, "the worker's page is a different one");
+}
+
+#[test]
+fn what_the_kernel_counts_is_corrected_only_while_nothing_moves() {
+    let page = SharedPage::create().expect("a page");
+    let primary = PrimaryPage::begin(page, Board::Itself);
+    let copy = SharedPage::open(primary.as_fd().try_clone_to_owned().expect("a duplicate"));
+    let copy = copy.expect("a page");
+    let at = |offset: i16| {
+        let offset = usize::try_from(offset).expect("in the page");
+        let line = offset / SharedPage::offset_of(1);
+        copy.word(line, offset % SharedPage::offset_of(1) / size_of::<u64>())
+    };
+    let picked = at(KERNEL_LAYOUT.picked);
+    picked.store(5, Ordering::Relaxed);
+    let moving = || {
+        picked.fetch_add(1, Ordering::Relaxed);
+        Some(0)
+    };
+    assert!(!primary.correct_picks_by(moving));
+    assert_eq!(primary.waiting_picks(), 8, "it is as before");
+    assert!(!primary.correct_picks_by(|| None));
+    assert!(primary.correct_picks_by(|| Some(2)), "it was higher");
+    assert_eq!(primary.waiting_picks(), 2);
+    assert!(!primary.correct_picks_by(|| Some(3)));
+    assert_eq!(primary.waiting_picks(), 3);
+    primary.set_patience(7);
+    assert_eq!(at(KERNEL_LAYOUT.patience).load(Ordering::Relaxed), 7);
+    assert_eq!(primary.take_told(), None);
+    at(KERNEL_LAYOUT.told).store(1, Ordering::Relaxed);
+    assert_eq!(primary.take_told(), Some(Told::Stuck));
+    assert_eq!(primary.take_told(), None, "once");
 }

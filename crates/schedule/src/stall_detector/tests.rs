@@ -342,3 +342,21 @@ fn behind_long_work_a_queue_is_checked_soon_and_ever_more_rarely() {
     assert_eq!(detector.look(1, Some(true), now_ns), Finding::Patient);
     assert!(detector.next_look_ns().is_some_and(|look_ns| look_ns >= now_ns + EVERY_NS / 2));
 }
+
+#[test]
+fn what_the_kernel_tells_is_checked_at_once_and_counts_from_when_it_began() {
+    let mut detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    detector.told(EVERY_NS, 2 * EVERY_NS);
+    assert_eq!(detector.next_look_ns(), Some(2 * EVERY_NS));
+    assert_eq!(detector.look(1, Some(false), 2 * EVERY_NS), Finding::Patient);
+    assert!(detector.may_be_stalled());
+    assert_eq!(detector.still_ns(3 * EVERY_NS), 2 * EVERY_NS);
+    let overdue_ns = EVERY_NS + HANG_AFTER_NS;
+    assert_eq!(detector.look(1, Some(false), overdue_ns), Finding::Overdue);
+    let mut detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
+    detector.told(EVERY_NS, 2 * EVERY_NS);
+    assert_eq!(detector.look(1, Some(true), 2 * EVERY_NS), Finding::Patient);
+    assert!(!detector.may_be_stalled(), "it has accepted meanwhile");
+    detector.rest();
+    assert_eq!(detector.next_look_ns(), None);
+}

@@ -6,18 +6,19 @@
 
 use std::os::fd::RawFd;
 
+use super::steps::{KEY_AT, STACK, length, look_up_or, map, op, set, stack_address};
+use super::watch::{self, WatchMaps};
 use super::{BoardLayout, Rule};
 use crate::bpf::{Instruction, PASS, RESULT, code};
 use crate::hashing::{FACTORS, GOLDEN, SHIFTS};
 
-/// `r1` to `r5` are arguments, `r6` to `r9` are preserved, `r10` is the stack.
+/// `r1` to `r5` are arguments, `r6` to `r9` are preserved.
 pub(super) const CONTEXT: u8 = 6;
 /// The last one picked, or the client's hash.
 const LAST: u8 = 7;
 const CLIENT: u8 = 7;
 const BEST: u8 = 8;
 const CHOSEN: u8 = 9;
-pub(super) const STACK: u8 = 10;
 /// Before anything is chosen: the sum of connections in flight, and the workers that it is of.
 const SUM: u8 = 8;
 const WORKERS: u8 = 9;
@@ -26,9 +27,8 @@ const BOUND: u8 = 5;
 /// The factors of the hash, where no helper is called.
 const FACTOR: [u8; 2] = [3, 4];
 
-/// Stack offsets: of a lookup's key, of the cursor, of the client's address, and of what the first
+/// Stack offsets: of the cursor, of the client's address, and of what the first
 /// worker has in flight.
-const KEY_AT: i16 = -4;
 const CURSOR_AT: i16 = -16;
 const ADDRESS_AT: i16 = -24;
 const IN_FLIGHT_AT: i16 = -28;
@@ -44,8 +44,7 @@ const BOUND_PERMILLE_MAX: u32 = 1_000_000;
 /// The low bits of a rank hold the turn, which is less than the number of workers.
 const TURN_BITS: i32 = 6;
 
-/// Helpers: `bpf_map_lookup_elem`, `bpf_skb_load_bytes_relative`, `bpf_sk_select_reuseport`.
-pub(super) const LOOK_UP: i32 = 1;
+/// Helpers: `bpf_skb_load_bytes_relative`, `bpf_sk_select_reuseport`.
 pub(super) const LOAD_BYTES: i32 = 68;
 pub(super) const SELECT: i32 = 82;
 /// Offsets are from the network header (`BPF_HDR_START_NET`).
@@ -57,21 +56,67 @@ pub(super) const IPV4: u16 = 0x0800_u16.to_be();
 /// Offset and length of the client's address in a header.
 const IPV4_ADDRESS: (i32, i32) = (12, 4);
 const IPV6_ADDRESS: (i32, i32) = (8, 16);
-/// The source register of a constant that is a map (`BPF_PSEUDO_MAP_FD`).
-const IS_MAP: u8 = 1;
 
-/// The program over these sockets and the maps that are their workers' pages; `sockets` and
-/// `cursor` are the other maps.
+/// The maps of a program other than the workers' pages.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramMaps {
+    /// The sockets by their keys.
+    pub sockets: RawFd,
+    /// The place that was picked last.
+    pub cursor: RawFd,
+    /// The kernel watches the queues by these.
+    pub watch: Option<WatchMaps>,
+}
+
+/// An assembled program.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its instructions.
+    pub instructions: Vec<Instruction>,
+    /// Where the part begins that its timer calls, if it has one.
+    pub tick_at: Option<usize>,
+}
+
+/// The program over these sockets and the maps that are their workers' pages.
 #[must_use]
 pub fn assemble(
     rule: Rule,
     entries: &[(u16, RawFd)],
-    (sockets, cursor): (RawFd, RawFd),
+    maps: ProgramMaps,
+    layout: BoardLayout,
+) -> Program {
+    if entries.is_empty() {
+        return Program { instructions: pass().to_vec(), tick_at: None };
+    }
+    let mut program = choose(rule, entries, maps.cursor, layout);
+    program.extend(settle(entries, layout));
+    let mut select = vec![op(code::STORE_HALF, STACK, CHOSEN, KEY_AT, 0)];
+    select.push(op(code::MOVE, 1, CONTEXT, 0, 0));
+    select.extend(map(2, maps.sockets));
+    select.extend(stack_address(3, KEY_AT));
+    select.extend([set(4, 0), op(code::CALL, 0, 0, 0, SELECT)]);
+    select.extend(pass());
+    if let Some(watch) = maps.watch {
+        program.extend(watch::start(watch.state, select.len()));
+    }
+    program.extend(select);
+    let tick_at = maps.watch.map(|watch| {
+        let boards = entries.iter().map(|(_, board)| *board);
+        let tick = watch::tick(boards, watch, layout, rule == Rule::Fastest);
+        let tick_at = program.len();
+        program.extend(tick);
+        tick_at
+    });
+    Program { instructions: program, tick_at }
+}
+
+/// Chooses a place, and passes if there is none.
+fn choose(
+    rule: Rule,
+    entries: &[(u16, RawFd)],
+    cursor: RawFd,
     layout: BoardLayout,
 ) -> Vec<Instruction> {
-    if entries.is_empty() {
-        return pass().to_vec();
-    }
     let mut program = vec![op(code::MOVE, CONTEXT, 1, 0, 0)];
     program.push(op(code::STORE_CONSTANT, STACK, 0, KEY_AT, 0));
     match rule {
@@ -93,13 +138,6 @@ pub fn assemble(
         program.push(op(code::LOAD, 1, STACK, CURSOR_AT, 0));
         program.push(op(code::STORE, 1, CHOSEN, 0, 0));
     }
-    program.extend(settle(entries, layout));
-    program.push(op(code::STORE_HALF, STACK, CHOSEN, KEY_AT, 0));
-    program.push(op(code::MOVE, 1, CONTEXT, 0, 0));
-    program.extend(map(2, sockets));
-    program.extend(stack_address(3, KEY_AT));
-    program.extend([set(4, 0), op(code::CALL, 0, 0, 0, SELECT)]);
-    program.extend(pass());
     program
 }
 
@@ -302,8 +340,7 @@ fn choose_if_lower(place: i32) -> [Instruction; 3] {
     [op(code::IF_FROM, 1, BEST, 2, 0), op(code::MOVE, BEST, 1, 0, 0), set(CHOSEN, place)]
 }
 
-/// Counts the pick in the worker's page, and converts its place to its socket's number. Two picks
-/// at the same moment may count as one, until the next correction.
+/// Counts the pick in the worker's page, and converts its place to its socket's number.
 fn settle(entries: &[(u16, RawFd)], layout: BoardLayout) -> Vec<Instruction> {
     let mut steps = Vec::new();
     // From the last one on, each jumps over those that are already there.
@@ -311,9 +348,8 @@ fn settle(entries: &[(u16, RawFd)], layout: BoardLayout) -> Vec<Instruction> {
     for (place, (socket, board)) in (0..count).zip(entries).rev() {
         let mut one = look_up(*board);
         one.extend([
-            op(code::LOAD, 1, RESULT, layout.picked, 0),
-            op(code::ADD_CONSTANT, 1, 0, 0, 1),
-            op(code::STORE, RESULT, 1, layout.picked, 0),
+            set(1, 1),
+            op(code::ADD_ATOMICALLY, RESULT, 1, layout.picked, 0),
             set(CHOSEN, (*socket).into()),
             op(code::JUMP, 0, 0, length(&steps), 0),
         ]);
@@ -326,15 +362,7 @@ fn settle(entries: &[(u16, RawFd)], layout: BoardLayout) -> Vec<Instruction> {
 
 /// Points `r0` to a map's only entry, which is always there.
 fn look_up(board: RawFd) -> Vec<Instruction> {
-    let mut steps = stack_address(2, KEY_AT).to_vec();
-    steps.extend(map(1, board));
-    steps.push(op(code::CALL, 0, 0, 0, LOOK_UP));
-    steps.extend(pass_unless(code::UNLESS_EQUAL, RESULT, 0));
-    steps
-}
-
-fn stack_address(register: u8, at: i16) -> [Instruction; 2] {
-    [op(code::MOVE, register, STACK, 0, 0), op(code::ADD_CONSTANT, register, 0, 0, at.into())]
+    look_up_or(board, PASS)
 }
 
 /// Leaves the choice to the kernel.
@@ -348,25 +376,8 @@ fn pass_unless(jump: u8, register: u8, value: i32) -> [Instruction; 3] {
     [op(jump, register, 0, 2, value), result, exit]
 }
 
-fn map(register: u8, map: RawFd) -> [Instruction; 2] {
-    [op(code::LOAD_WIDE, register, IS_MAP, 0, map), op(0, 0, 0, 0, 0)]
-}
-
 fn wide(register: u8, value: u64) -> [Instruction; 2] {
     #[expect(clippy::cast_possible_truncation, reason = "each instruction has a half")]
     let (lower, upper) = (value as u32, (value >> 32) as u32);
     [op(code::LOAD_WIDE, register, 0, 0, lower.cast_signed()), op(0, 0, 0, 0, upper.cast_signed())]
-}
-
-fn set(register: u8, value: i32) -> Instruction {
-    op(code::SET, register, 0, 0, value)
-}
-
-/// How far a jump over these goes.
-fn length(steps: &[Instruction]) -> i16 {
-    i16::try_from(steps.len()).expect("it is short")
-}
-
-fn op(code: u8, target: u8, source: u8, offset: i16, value: i32) -> Instruction {
-    Instruction::new(code, target, source, offset, value)
 }

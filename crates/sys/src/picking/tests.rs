@@ -2,6 +2,7 @@
 //! that is allowed.
 
 mod machine;
+mod watching;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
 use std::sync::atomic::Ordering;
@@ -27,6 +28,8 @@ const LAYOUT: BoardLayout = BoardLayout {
     accepted: 136,
     correction: 152,
     time: 144,
+    patience: 160,
+    told: 392,
 };
 /// Only a defect takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,7 +126,7 @@ fn compare(
             }
         }
         let expected = picker.pick(&loads, Client(client_at(client)));
-        prop_assert_eq!(machine.run(), expected.map(|slot| slot.get()));
+        prop_assert_eq!(machine.run().0, expected.map(|slot| slot.get()));
         let chosen = boards.iter_mut().enumerate();
         let mut chosen =
             chosen.filter(|(_, (socket, _))| expected.is_some_and(|slot| slot.get() == *socket));
@@ -176,8 +179,8 @@ proptest! {
 
 #[test]
 fn without_sockets_or_an_address_the_kernel_chooses() {
-    assert_eq!(Machine::new(Rule::Least, &[]).run(), None);
-    assert_eq!(Machine::new(Rule::Sticky { bound_permille: None }, &[0, 1]).run(), None);
+    assert_eq!(Machine::new(Rule::Least, &[]).run(), (None, false));
+    assert_eq!(Machine::new(Rule::Sticky { bound_permille: None }, &[0, 1]).run(), (None, false));
 }
 
 fn group(address: &str, count: usize) -> Vec<Listener> {
@@ -210,23 +213,23 @@ fn accepted(group: &[Listener], connections: usize) -> Vec<usize> {
     counts
 }
 
-fn pick_among(picking: &Picking, rule: Rule, group: &[Listener], boards: &[SharedPage]) {
+fn pick_among(picking: &mut Picking, rule: Rule, group: &[Listener], boards: &[SharedPage]) {
     let pickable: Vec<Pickable<'_>> = (0..)
         .zip(boards)
         .map(|(socket, board)| Pickable { socket, board: board.as_fd() })
         .collect();
-    picking.pick_among(&group[0], rule, &pickable).expect("the kernel takes it");
+    picking.pick_among(&group[0], rule, &pickable, None).expect("the kernel takes it");
 }
 
 #[test]
 fn the_kernel_picks_by_plain_stores_of_others() {
     let boards: nix::Result<Vec<SharedPage>> = (0..8).map(|_| SharedPage::create_map()).collect();
-    let (Ok(boards), Ok(picking)) = (boards, Picking::new(8, LAYOUT)) else {
+    let (Ok(boards), Ok(mut picking)) = (boards, Picking::new(8, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
     let group = group("127.0.0.1:0", 8);
     (0..).zip(&group).for_each(|(key, socket)| picking.enter(key, socket).expect("it listens"));
-    pick_among(&picking, Rule::Least, &group, &boards);
+    pick_among(&mut picking, Rule::Least, &group, &boards);
     let connect = |_| TcpStream::connect(group[0].address()).expect("it listens, and has room");
     let mut clients: Vec<TcpStream> = (0..80).map(connect).collect();
     assert_eq!(accepted(&group, 80), [10; 8], "each has as many as were picked for it");
@@ -248,7 +251,7 @@ fn the_kernel_picks_by_plain_stores_of_others() {
     // The number of a socket is its key, whichever sockets remain.
     let last = [Pickable { socket: 6, board: boards[6].as_fd() }];
     boards[6].word(0, 0).store(0, Ordering::Release);
-    picking.pick_among(&group[0], Rule::Least, &last).expect("the kernel takes it");
+    picking.pick_among(&group[0], Rule::Least, &last, None).expect("the kernel takes it");
     clients.extend((0..5).map(connect));
     assert_eq!(accepted(&group, 5), [0, 0, 0, 0, 0, 0, 5, 0]);
 }
@@ -257,7 +260,7 @@ fn the_kernel_picks_by_plain_stores_of_others() {
 fn the_longest_program_is_one_that_the_kernel_takes() {
     let boards: nix::Result<Vec<SharedPage>> =
         (0..PICKED_MAX).map(|_| SharedPage::create_map()).collect();
-    let (Ok(boards), Ok(picking)) = (boards, Picking::new(64, LAYOUT)) else {
+    let (Ok(boards), Ok(mut picking)) = (boards, Picking::new(64, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
     let group = group("127.0.0.1:0", 1);
@@ -266,13 +269,18 @@ fn the_longest_program_is_one_that_the_kernel_takes() {
         .zip(&boards)
         .map(|(socket, board)| Pickable { socket, board: board.as_fd() })
         .collect();
+    let alarm = Alarm::new().ok();
     for rule in
         [Rule::Least, Rule::Fastest, sticky(None), sticky(Some(1250)), sticky(Some(u32::MAX))]
     {
-        picking.pick_among(&group[0], rule, &pickable).expect("the kernel takes it");
+        picking.pick_among(&group[0], rule, &pickable, None).expect("the kernel takes it");
+        if alarm.is_some() {
+            let taken = picking.pick_among(&group[0], rule, &pickable, alarm.as_ref());
+            taken.expect("the kernel takes it");
+        }
     }
     let more: Vec<Pickable<'_>> = pickable.iter().chain(&pickable[..1]).copied().collect();
-    assert_eq!(picking.pick_among(&group[0], Rule::Least, &more), Err(Errno::E2BIG));
+    assert_eq!(picking.pick_among(&group[0], Rule::Least, &more, None), Err(Errno::E2BIG));
 }
 
 fn sticky(bound_permille: Option<u32>) -> Rule {
@@ -282,7 +290,7 @@ fn sticky(bound_permille: Option<u32>) -> Rule {
 #[test]
 fn the_kernel_picks_the_worker_that_should_finish_first() {
     let boards: nix::Result<Vec<SharedPage>> = (0..3).map(|_| SharedPage::create_map()).collect();
-    let (Ok(boards), Ok(picking)) = (boards, Picking::new(3, LAYOUT)) else {
+    let (Ok(boards), Ok(mut picking)) = (boards, Picking::new(3, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
     let group = group("127.0.0.1:0", 3);
@@ -292,7 +300,7 @@ fn the_kernel_picks_the_worker_that_should_finish_first() {
         board.word(1, 2).store(time_us, Ordering::Release);
         board.word(1, 0).store(come, Ordering::Release);
     }
-    pick_among(&picking, Rule::Fastest, &group, &boards);
+    pick_among(&mut picking, Rule::Fastest, &group, &boards);
     let connect = |_: i32| TcpStream::connect(group[0].address()).expect("it listens");
     // 300, 1000 and 200; then 300, 1000 and 400; then 400, 1000 and 400; until all have 1000.
     let _clients: Vec<TcpStream> = (0..12).map(connect).collect();
@@ -302,14 +310,14 @@ fn the_kernel_picks_the_worker_that_should_finish_first() {
 #[test]
 fn the_kernel_keeps_a_client_at_its_worker_while_that_is_within_the_bound() {
     let boards: nix::Result<Vec<SharedPage>> = (0..4).map(|_| SharedPage::create_map()).collect();
-    let (Ok(boards), Ok(picking)) = (boards, Picking::new(4, LAYOUT)) else {
+    let (Ok(boards), Ok(mut picking)) = (boards, Picking::new(4, LAYOUT)) else {
         return crate::missing::lacking("CAP_BPF, with which the kernel picks by counters");
     };
     for (address, client) in
         [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")]
     {
         let group = group(address, 4);
-        let picking = &picking;
+        let picking = &mut picking;
         (0..).zip(&group).for_each(|(key, socket)| picking.enter(key, socket).expect("it listens"));
         for board in &boards {
             board.word(1, 0).store(0, Ordering::Release);
