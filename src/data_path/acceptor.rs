@@ -291,6 +291,11 @@ impl Acceptor {
         waits
     }
 
+    /// Whether the watch reports when there is something to accept by hand.
+    pub(super) fn awaits_by_hand(&self) -> bool {
+        self.state == AcceptorState::Watched
+    }
+
     /// The watch reports an arrival.
     pub(super) fn has_come(&mut self) {
         if self.state == AcceptorState::Watched {

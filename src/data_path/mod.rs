@@ -195,10 +195,10 @@ impl DataPath {
         let mut accepted_before = 0;
         clock::sleep_precisely();
         self.ring.poll_readable(WAKER, self.endpoints.waker.as_fd());
-        self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
         while self.stage != DataPathStage::Ended {
             let accepted = self.totals.accepted - accepted_before;
             accepted_before = self.totals.accepted;
+            self.await_arrivals();
             self.wait(&mut events, accepted)?;
             self.now_ns = monotonic_ns();
             for event in events.drain(..) {
@@ -322,8 +322,8 @@ impl DataPath {
                 self.on_commands();
             }
             EngineEvent::Ready { key, .. } if key == WATCH => {
+                self.watch.is_polled = false;
                 self.on_arrivals();
-                self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
             }
             EngineEvent::Ready { key, .. } => match handoff::woken_link(key) {
                 Some(key) => self.on_worker_wake(key),

@@ -4,12 +4,14 @@
 //! otherwise the primary is notified of arrivals and checks that they are accepted in time. Owns
 //! the set of watched queues. `schedule::stall_detector` decides when to steal.
 
+use std::os::fd::AsFd as _;
+
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::acceptor::Acceptor;
 use super::handoff::Link;
-use super::{DataPath, DataPathReport, DataPathStage, OwnSocketRules};
+use super::{DataPath, DataPathReport, DataPathStage, OwnSocketRules, WATCH};
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, Slot};
 use crate::protocol::worker_end::is_slow_turn;
@@ -31,13 +33,15 @@ const ALARM: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct ArrivalWatch {
     pub(super) epoll: Epoll,
+    /// The engine reports when there are any.
+    pub(super) is_polled: bool,
 }
 
 impl ArrivalWatch {
     pub(super) fn new() -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let epoll = epoll.map_err(|errno| Error::system("create an epoll set", errno))?;
-        Ok(Self { epoll })
+        Ok(Self { epoll, is_polled: false })
     }
 
     /// Asks for one notification of a present or future connection in the queue.
@@ -118,6 +122,27 @@ impl DataPath {
         }
     }
 
+    /// Has the engine report arrivals, unless they are read at the next check anyway.
+    pub(super) fn await_arrivals(&mut self) {
+        if !self.watch.is_polled && !self.reads_arrivals_at_checks() {
+            self.watch.is_polled = true;
+            self.ring.poll_readable(WATCH, self.watch.epoll.0.as_fd());
+        }
+    }
+
+    /// Whether queues are checked at the common moments now, so that this thread does not wake up
+    /// for each of them that something arrives in. Where the kernel watches, or this thread
+    /// accepts, an arrival is not to wait for that.
+    fn reads_arrivals_at_checks(&self) -> bool {
+        if !self.steerer.rules.is_steered || self.steerer.watches() {
+            return false;
+        }
+        let soon_ns = self.now_ns.saturating_add(2 * CHANGE_NS);
+        let mut acceptors = self.acceptors.iter().flatten();
+        let is_soon = |one: &Acceptor| one.next_look_ns().is_some_and(|at_ns| at_ns <= soon_ns);
+        acceptors.clone().all(|one| !one.awaits_by_hand()) && acceptors.any(is_soon)
+    }
+
     /// Some queues have arrivals.
     pub(super) fn on_arrivals(&mut self) {
         for place in self.watch.ready() {
@@ -148,6 +173,10 @@ impl DataPath {
 
     /// Checks the queues that are due, and steals from workers that do not accept.
     pub(super) fn check_own_sockets(&mut self) {
+        let mut looks = self.acceptors.iter().flatten().filter_map(Acceptor::next_look_ns);
+        if !self.watch.is_polled && looks.any(|look_ns| look_ns <= self.now_ns) {
+            self.on_arrivals();
+        }
         let OwnSocketRules { is_steered, is_counted, is_exact, lacks_inboxes } = self.steerer.rules;
         let (mut looked_at, mut at_rest) = (Vec::new(), Vec::new());
         for place in 0..self.acceptors.len() {

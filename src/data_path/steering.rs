@@ -120,11 +120,17 @@ impl Steerer {
         }
     }
 
+    /// Whether the kernel watches any queue.
+    pub(super) fn watches(&self) -> bool {
+        let mut exact = self.ports.iter().filter_map(|port| port.exact.as_ref());
+        exact.any(|exact| exact.is_watching)
+    }
+
     /// Whether the kernel can watch the queue of a socket, whose connections this worker counts.
     pub(super) fn is_watching(&self, listener: ListenerId, number: Option<u16>, key: Key) -> bool {
         let port = self.ports.iter().find(|port| port.listener == listener);
         let exact = port.and_then(|port| port.exact.as_ref());
-        exact.is_some_and(|exact| exact.is_watching(number, key))
+        exact.is_some_and(|exact| exact.watches(number, key))
     }
 
     pub(super) fn remove(&mut self, listener: ListenerId) {

@@ -29,12 +29,12 @@ pub(super) struct Exact {
     /// Excluded workers.
     excluded: Vec<Slot>,
     /// The kernel can watch the queues of these workers.
-    is_watching: bool,
+    pub(super) is_watching: bool,
 }
 
 impl Exact {
     /// Whether the kernel can watch the queue of a socket, whose connections this worker counts.
-    pub(super) fn is_watching(&self, number: Option<u16>, key: Key) -> bool {
+    pub(super) fn watches(&self, number: Option<u16>, key: Key) -> bool {
         let mut picked = self.picked.iter().flat_map(|(_, picked)| picked);
         self.is_watching && picked.any(|one| (Some(one.0), one.1) == (number, key))
     }
@@ -89,7 +89,9 @@ impl DataPath {
             }
         }
         let socket = first.listener().ok_or(Errno::EBADF)?;
-        let alarm = self.steerer.alarm.as_ref();
+        // Of workers with a copy it does not see what they accept.
+        let is_visible = owned.iter().all(|(_, link)| !link.page.is_copied());
+        let alarm = self.steerer.alarm.as_ref().filter(|_| is_visible);
         // Without its watch the kernel picks just as well, and this thread looks at the queues.
         exact.is_watching = alarm
             .is_some_and(|alarm| picking.pick_among(socket, rule, &pickable, Some(alarm)).is_ok());
