@@ -15,6 +15,9 @@ const FEW = 64;
 // With at least this many descriptors, half of them free, the primary need not announce messages
 // that follow closely.
 const MANY = 4096;
+// How often the number of a received descriptor is compared with the limit: after this many.
+const COMPARE_EVERY = 16;
+const { ANNOUNCEMENT, PROBE, MARK_AT } = LAYOUT;
 const ZERO_IS_A_BOUND = Number(process.versions.node.split('.')[0]) >= 21;
 
 // Internal bindings of Node, which are the only way to receive a descriptor. Their use is
@@ -48,6 +51,9 @@ class Inbox {
     // The servers by mark, each with the handle that takes its connections. The most recent of
     // several is the last.
     this.servers = new Map();
+    // The mark of the connection before, and the place it went to.
+    this.mark = undefined;
+    this.place = undefined;
     // Number of connections that may arrive before descriptors are counted again, which also
     // happens periodically.
     this.allowance = 0;
@@ -63,9 +69,10 @@ class Inbox {
     this.over = false;
     this.pace = new Pace();
     this.turn = undefined;
-    this.left = Infinity;
+    this.left = ALL;
     // Connections since the last announcement, and between that and the one before.
-    this.batch = [0, 0];
+    this.announced = 0;
+    this.announcedBefore = 0;
     // Called when no more connections can come, if the primary is gone.
     this.onEnd = undefined;
     this.open(inbox, new Pipe(constants.IPC));
@@ -77,7 +84,7 @@ class Inbox {
     // times. Kept referenced here, because Node does not.
     this.message = Buffer.allocUnsafeSlow(LAYOUT.MESSAGE_BYTES);
     pipe.clusterlbMessage = this.message;
-    pipe.onread = () => this.onRead();
+    pipe.onread = this.onRead.bind(this);
     const failure = pipe.open(inbox);
     if (failure) throw new Error(`the inbox cannot be opened (${failure})`);
     pipe.useUserBuffer(this.message);
@@ -88,14 +95,16 @@ class Inbox {
 
   // Registers a server for connections with this mark, which it takes through this socket.
   serve(server, socket, mark) {
-    const place = { server, socket };
+    const place = { server, socket, endings: undefined };
     this.servers.set(mark, [...(this.servers.get(mark) ?? []), place]);
+    this.mark = undefined;
     const inbox = this;
     const { close } = socket;
     socket.close = function (...words) {
       const others = (inbox.servers.get(mark) ?? []).filter((other) => other !== place);
       if (others.length === 0) inbox.servers.delete(mark);
       else inbox.servers.set(mark, others);
+      inbox.mark = undefined;
       inbox.read();
       return Reflect.apply(close, this, words);
     };
@@ -118,9 +127,12 @@ class Inbox {
 
   onRead() {
     const { pipe, message } = this;
-    const length = this.streamBaseState[this.kReadBytesOrError];
     const handle = pipe.pendingHandle;
-    pipe.pendingHandle = null;
+    if (handle) {
+      pipe.pendingHandle = null;
+      return this.take(handle);
+    }
+    const length = this.streamBaseState[this.kReadBytesOrError];
     if (length < 0) {
       this.over = true;
       pipe.close();
@@ -128,41 +140,53 @@ class Inbox {
       this.onEnd?.();
     } else if (length === 0) {
       // The inbox is empty for now.
-    } else if (message[0] === LAYOUT.ANNOUNCEMENT) {
-      this.batch = [0, this.batch[0]];
+    } else if (message[0] === ANNOUNCEMENT) {
+      this.announcedBefore = this.announced;
+      this.announced = 0;
       this.look();
-    } else if (message[0] === LAYOUT.PROBE) {
+    } else if (message[0] === PROBE) {
       this.page.answerProbe();
-    } else if (handle) {
-      this.take(handle);
     } else {
       this.rest(true);
     }
   }
 
   take(handle) {
-    const mark = this.message.readUInt16LE(LAYOUT.MARK_AT);
-    const { server, socket } = this.servers.get(mark)?.at(-1) ?? {};
-    if (server === undefined || isFull(server)) {
-      return this.sendBack(handle, mark, server !== undefined);
+    const { message, page } = this;
+    const mark = message[MARK_AT] + 256 * message[MARK_AT + 1];
+    if (this.mark !== mark) {
+      this.place = this.servers.get(mark)?.at(-1);
+      this.mark = mark;
     }
-    this.keepPace();
-    // The kernel assigns the lowest free number.
-    if (this.isRoomy && handle.fd > this.limit / 2) this.setRoomy(false);
-    this.page.countReceived();
-    this.page.follow(handle, mark);
-    this.takeCare();
-    socket.onconnection(0, handle);
+    const { place } = this;
+    if (place === undefined || (place.server.maxConnections != null && isFull(place.server))) {
+      return this.sendBack(handle, mark, place !== undefined);
+    }
+    const at = now();
+    this.keepPace(at);
+    if (this.isRoomy && page.received % COMPARE_EVERY === 0) this.compare(handle);
+    page.countReceived(at);
+    place.endings ??= page.endingsOf(mark);
+    page.follow(handle, place.endings);
+    this.allowance -= 1;
+    // With few descriptors left, each connection is checked.
+    if (this.allowance < FEW) this.pause(setImmediate, true);
+    place.socket.onconnection(0, handle);
   }
 
-  keepPace() {
-    const { pace, page } = this;
+  // The kernel assigns the lowest free number.
+  compare(handle) {
+    if (handle.fd > this.limit / 2) this.setRoomy(false);
+  }
+
+  keepPace(at) {
+    const { page } = this;
     if (this.turn !== page.turn) {
       this.turn = page.turn;
-      this.left = pace.batch();
+      this.left = this.pace.batch(at);
     }
-    pace.taken += 1;
-    this.batch[0] += 1;
+    this.pace.taken += 1;
+    this.announced += 1;
     this.left -= 1;
     if (this.left <= 0) this.skipTurn();
   }
@@ -177,7 +201,8 @@ class Inbox {
 
   // Before the first one of the next batch this is done anyway.
   lookBeforeMore(isCareful) {
-    const isUnannounced = this.isRoomy ? this.allowance <= 0 : Math.max(...this.batch) > 1;
+    const most = Math.max(this.announced, this.announcedBefore);
+    const isUnannounced = this.isRoomy ? this.allowance <= 0 : most > 1;
     if (isCareful || isUnannounced) this.look();
   }
 
@@ -236,12 +261,6 @@ class Inbox {
     if (this.isRoomy === isRoomy) return;
     this.isRoomy = isRoomy;
     this.page.sayWhetherRoomy(isRoomy);
-  }
-
-  // With few descriptors left, each connection is checked.
-  takeCare() {
-    this.allowance -= 1;
-    if (this.allowance < FEW) this.pause(setImmediate, true);
   }
 
   descriptorsInUse() {

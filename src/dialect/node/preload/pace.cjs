@@ -8,35 +8,56 @@ const { nodeTiming } = performance;
 const SHORT_MS = 0.25;
 // Work that may be taken in one turn.
 const TURN_MS = 1;
+// More than there ever are.
+const ALL = 1 << 20;
+// While few are taken in a turn, the estimate is made anew after so many turns with connections.
+const TURNS = 4;
 // Waiting for a CPU is no work. The kernel counts it in nanoseconds, if it counts it.
 const WAITED = /^\d+ (\d+)/;
 
 class Pace {
   constructor() {
-    this.at = performance.now();
+    this.at = now();
     this.idle = nodeTiming.idleTime;
     this.waited = undefined;
-    // Nothing is known before the first ones.
-    this.taken = undefined;
+    // Connections since the estimate; nothing is known before the first ones.
+    this.taken = 0;
+    this.isKnown = false;
+    // Turns with connections since then, and what they were allowed.
+    this.turns = 0;
+    this.allowed = ALL;
     this.file = undefined;
   }
 
   // At the first connection of a turn: how many may be taken in it.
-  batch() {
-    const at = performance.now();
+  batch(at) {
+    this.turns += 1;
+    if (this.allowed === ALL || this.turns > TURNS) this.estimate(at);
+    return this.allowed;
+  }
+
+  estimate(at) {
     const idle = nodeTiming.idleTime;
-    const busyMs = at - this.at - (idle - this.idle);
-    const { taken } = this;
-    Object.assign(this, { at, idle, taken: 0 });
-    if (taken === undefined) return Infinity;
-    const count = Math.max(1, taken);
+    const busyMs = Number(at - this.at) / 1e6 - (idle - this.idle);
+    const { taken, isKnown } = this;
+    // This turn is the first one of the next estimate.
+    const turns = Math.max(1, this.turns - 1);
+    this.at = at;
+    this.idle = idle;
+    this.taken = 0;
+    this.turns = 1;
+    this.isKnown = true;
+    this.allowed = isKnown ? this.allow(busyMs, Math.max(1, taken), turns) : ALL;
+  }
+
+  allow(busyMs, count, turns) {
     const isShort = busyMs / count < SHORT_MS;
-    if (isShort || count === 1) {
+    if (isShort || count <= turns) {
       this.waited = undefined;
-      return isShort ? Infinity : Math.max(1, Math.floor(TURN_MS / busyMs));
+      return isShort ? ALL : Math.max(1, Math.floor((TURN_MS * count) / busyMs));
     }
     const costMs = (busyMs - this.waitedMs()) / count;
-    return costMs < SHORT_MS ? Infinity : Math.max(1, Math.floor(TURN_MS / costMs));
+    return costMs < SHORT_MS ? ALL : Math.max(1, Math.floor(TURN_MS / costMs));
   }
 
   // How long the thread has waited for a CPU since the last turn with connections; nothing if that

@@ -19,17 +19,25 @@ function safely(act) {
 const { DOES_WORD, ENDED_WORD, MOVED_WORD } = LAYOUT;
 const { RECEIVED_WORD, RECEIVED_AT_WORD, ANSWERED_WORD, BEATS_WORD, LATE_WORD } = LAYOUT;
 const { ENDED_OF_WORD, ACCEPTED_OF_WORD, LISTENERS_MAX } = LAYOUT;
+const { ACCEPTED_WORD, HELD_OPEN_WORD, REPORT_AT, WAKE_AT } = LAYOUT;
 const { WAKE_ALWAYS, WAKE_PROBE, WAKE_CHANGE } = LAYOUT;
+const WORD_BYTES = 8;
+// Which half of a word is the lower one.
+const LOW = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1 ? 0 : 1;
+const HIGH = 1 - LOW;
 
 class Page {
   constructor({ page, bell, beatMs }) {
     Object.assign(this, { page, bell, beatMs });
     this.report = new BigUint64Array(ACCEPTED_OF_WORD + LISTENERS_MAX);
     this.report[DOES_WORD] = BigInt(LAYOUT.REPORTS);
-    this.wake = new BigUint64Array(1);
+    // What counts each connection adds to halves of words, which takes no big integers.
+    this.halves = new Uint32Array(this.report.buffer);
+    this.wake = new Uint32Array(WORD_BYTES / 4);
     const bytesOf = (words) => new Uint8Array(words.buffer);
+    this.reportBytes = bytesOf(this.report);
     // The words behind these are written once the worker accepts connections itself.
-    this.reportBytes = bytesOf(this.report).subarray(0, LAYOUT.ACCEPTED_WORD * 8);
+    this.length = ACCEPTED_WORD * WORD_BYTES;
     this.wakeBytes = bytesOf(this.wake);
     this.refused = new BigUint64Array(1);
     this.refusedBytes = bytesOf(this.refused);
@@ -52,7 +60,10 @@ class Page {
     // Publish at once, because later may be too late.
     this.atOnce = false;
     this.beat = undefined;
+    this.beatNs = BigInt(beatMs) * 1000000n;
     this.dueAt = 0n;
+    // When the loop was last seen to turn, other than by a beat.
+    this.turnedAt = 0n;
     this.moved = false;
     // Called on activity.
     this.onMove = undefined;
@@ -71,15 +82,19 @@ class Page {
     };
   }
 
+  // One more.
+  add(word) {
+    const { halves } = this;
+    const low = 2 * word + LOW;
+    halves[low] += 1;
+    if (halves[low] === 0) halves[2 * word + HIGH] += 1;
+  }
+
   write() {
-    this.report[ENDED_WORD] = BigInt(this.ended);
-    if (this.isAccepting) {
-      this.report[LAYOUT.ACCEPTED_WORD] = BigInt(this.accepted);
-      this.report[LAYOUT.HELD_OPEN_WORD] = BigInt(Math.round(this.openMs * 1000));
-    }
+    if (this.isAccepting) this.report[HELD_OPEN_WORD] = BigInt(Math.round(this.openMs * 1000));
     this.changed = false;
     try {
-      writeSync(this.page, this.reportBytes, 0, this.reportBytes.length, LAYOUT.REPORT_AT);
+      writeSync(this.page, this.reportBytes, 0, this.length, REPORT_AT);
     } catch {
       // The next publication includes this one.
     }
@@ -90,14 +105,14 @@ class Page {
     if (this.changed) this.write();
     try {
       // The primary may hold connections that no worker had room for, or wait for an answer.
-      readSync(this.page, this.wakeBytes, 0, this.wakeBytes.length, LAYOUT.WAKE_AT);
-      const wake = Number(this.wake[0]);
+      readSync(this.page, this.wakeBytes, 0, WORD_BYTES, WAKE_AT);
+      const wake = this.wake[LOW];
       const isAsked =
         wake === WAKE_ALWAYS ||
         (wake === WAKE_PROBE && this.probed) ||
         (wake === WAKE_CHANGE && this.hasTurnover);
       if (isAsked) {
-        writeSync(this.bell, this.oneBytes, 0, this.oneBytes.length, null);
+        writeSync(this.bell, this.oneBytes, 0, WORD_BYTES, null);
       }
       this.probed = false;
       this.hasTurnover = false;
@@ -127,36 +142,35 @@ class Page {
     this.moved = true;
     if (this.onMove !== undefined) this.onMove();
     if (this.beat !== undefined || this.beatMs === 0) return;
-    this.report[MOVED_WORD] = now();
+    const at = now();
+    this.report[MOVED_WORD] = at;
     this.changed = true;
     this.publish();
-    this.expectBeat();
+    this.dueAt = at + this.beatNs;
     this.beat = setInterval(() => this.onBeat(), this.beatMs);
     this.beat.unref();
   }
 
-  expectBeat() {
-    this.dueAt = now() + BigInt(this.beatMs) * 1000000n;
-  }
-
-  // How late a beat is shows what the loop was busy with.
-  measureDelay() {
-    const late = now() - this.dueAt;
-    this.report[BEATS_WORD] += 1n;
-    if (late > 0n) this.report[LATE_WORD] += late;
-    this.expectBeat();
-  }
-
   onBeat() {
-    this.measureDelay();
-    this.report[MOVED_WORD] = this.moved ? now() : 0n;
+    const at = now();
+    // How late a beat is shows what the loop was busy with.
+    const late = at - this.dueAt;
+    this.add(BEATS_WORD);
+    if (late > 0n) this.report[LATE_WORD] += late;
+    this.dueAt = at + this.beatNs;
     this.changed = true;
-    if (!this.moved) {
+    if (this.moved) {
+      this.moved = false;
+      // What has been written since shows that the loop turns.
+      if (2n * (at - this.turnedAt) < this.beatNs) return;
+      this.report[MOVED_WORD] = at;
+    } else {
+      this.report[MOVED_WORD] = 0n;
       clearInterval(this.beat);
       this.beat = undefined;
     }
-    this.moved = false;
-    this.publish();
+    // The primary waits for nothing that this changes.
+    this.write();
   }
 
   // What counts the ends of a listener's connections; in the sum alone without a mark, or room.
@@ -164,47 +178,53 @@ class Page {
     const known = this.endings.get(mark);
     if (known !== undefined) return known;
     if (mark !== undefined && this.marks === LISTENERS_MAX) return this.endingsOf();
-    let count = () => {};
-    let accept = () => {};
+    let ended;
+    let accepted;
     if (mark !== undefined) {
-      const counterAt = (word) => {
-        this.report[word] = BigInt(mark + 1) << 48n;
-        return () => {
-          this.report[word] += 1n;
-        };
-      };
-      count = counterAt(ENDED_OF_WORD + this.marks);
-      accept = counterAt(ACCEPTED_OF_WORD + this.marks);
+      ended = ENDED_OF_WORD + this.marks;
+      accepted = ACCEPTED_OF_WORD + this.marks;
+      this.report[ended] = BigInt(mark + 1) << 48n;
+      this.report[accepted] = BigInt(mark + 1) << 48n;
       this.marks += 1;
     }
-    const close = this.ending('close', count);
-    const endings = { close, reset: this.ending('reset', count), accept };
+    const { close, reset } = this.endingsIn(ended);
+    const endings = { close, reset, accepted };
     this.endings.set(mark, endings);
     return endings;
   }
 
-  // Replaces methods of a connection's handle until one of them ends the connection. Then they are
+  // Replace methods of a connection's handle until one of them ends the connection. Then they are
   // replaced again and not deleted, because an object loses its fast layout with a property.
-  ending(method, count) {
+  endingsIn(word) {
     const page = this;
-    return function (...words) {
-      const { close, reset } = Object.getPrototypeOf(this);
-      Object.assign(this, { close, reset });
+    function countEnd(handle) {
+      const { close, reset } = Object.getPrototypeOf(handle);
+      handle.close = close;
+      handle.reset = reset;
       page.passTime();
       page.ended += 1;
-      count();
+      page.add(ENDED_WORD);
+      if (word !== undefined) page.add(word);
       page.changed = true;
       page.publishSoon();
       page.move();
-      return this[method](...words);
+    }
+    return {
+      close(callback) {
+        countEnd(this);
+        return this.close(callback);
+      },
+      reset(callback) {
+        countEnd(this);
+        return this.reset(callback);
+      },
     };
   }
 
   // Counts the end of a connection.
-  follow(handle, mark) {
-    const { close, reset } = this.endingsOf(mark);
-    handle.close = close;
-    handle.reset = reset;
+  follow(handle, endings) {
+    handle.close = endings.close;
+    handle.reset = endings.reset;
     this.move();
   }
 
@@ -222,31 +242,38 @@ class Page {
   countAccepted(socket, mark) {
     const page = this;
     const { onconnection } = socket;
+    let endings;
     if (typeof onconnection !== 'function') return;
     if (!this.isAccepting) {
       this.isAccepting = true;
       this.openAt = performance.now();
-      this.reportBytes = new Uint8Array(this.report.buffer);
+      this.length = this.reportBytes.length;
     }
     socket.onconnection = function (failure, handle) {
       if (!failure && handle && !Object.hasOwn(handle, 'close')) {
         page.passTime();
         page.accepted += 1;
-        page.endingsOf(mark).accept();
+        page.add(ACCEPTED_WORD);
+        endings ??= page.endingsOf(mark);
+        if (endings.accepted !== undefined) page.add(endings.accepted);
         page.changed = true;
         page.publishSoon();
-        page.follow(handle, mark);
+        page.follow(handle, endings);
       }
-      return Reflect.apply(onconnection, this, [failure, handle]);
+      return onconnection.call(this, failure, handle);
     };
   }
 
   // At once: even if this process dies, the connection has been its own.
-  countReceived() {
+  countReceived(at) {
     this.passTime();
     this.received += 1;
-    this.report[RECEIVED_WORD] = BigInt(this.received);
-    this.report[RECEIVED_AT_WORD] = now();
+    this.add(RECEIVED_WORD);
+    this.report[RECEIVED_AT_WORD] = at;
+    if (this.beat !== undefined) {
+      this.report[MOVED_WORD] = at;
+      this.turnedAt = at;
+    }
     this.write();
     this.publishSoon();
   }

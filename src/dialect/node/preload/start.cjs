@@ -105,7 +105,7 @@ function listen(page, leaving) {
     page.mark = message.clusterlb;
     page.isProxied = message.clusterlbProxied === true;
     page.isCounted = message.clusterlbCounted === true;
-    if (message.act === 'newconn' && handle) page.follow(handle);
+    if (message.act === 'newconn' && handle) page.follow(handle, page.endingsOf());
     else if (message.act === 'disconnect') safely(() => leaving.onDisconnect());
   });
   process.prependListener('disconnect', () => safely(() => leaving.onChannelEnd()));
