@@ -4,6 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
+use super::steal::asking;
 use crate::common::{Cluster, Launch, eventually, get, lacking, machine};
 
 /// Connections of a round, one after another, and how often the primary may wake up in a quiet one:
@@ -44,13 +45,12 @@ fn the_primary_sleeps_while_no_queue_is_stuck_and_wakes_for_one_that_is() {
         quiet += usize::from(wake_ups_of_a_round(&cluster) <= WAKE_UPS_MAX);
         (quiet >= 4).then_some(())
     });
-    for _ in 0..3 {
-        let stopped = cluster.worker_pids()[0];
-        machine::suspend(stopped);
-        for _ in 0..40 {
-            get(&cluster.address()).expect("others answer").assert_hello();
-        }
-        machine::signal(stopped, Signal::SIGCONT);
+    let stopped = cluster.worker_pids()[0];
+    machine::suspend(stopped);
+    // All connect before the first one asks, so each worker is picked for some.
+    for mut client in asking(&cluster.address(), 60) {
+        client.receive().assert_hello();
     }
+    machine::signal(stopped, Signal::SIGCONT);
     assert!(cluster.end().stolen > 0);
 }
