@@ -7,6 +7,7 @@ use super::inbox::HandedOver;
 use super::wait_set::{WaitSet, Waiting};
 use crate::error::Result;
 use crate::protocol::worker_end::ClaimPace;
+use crate::sys::backlog;
 use crate::sys::listener::Listener as Socket;
 
 /// Connections accepted from the own socket before the inbox has a turn.
@@ -86,6 +87,16 @@ impl AcceptQueue {
     /// Accepts from this worker's own socket.
     pub(super) fn accept_own(&self) -> nix::Result<Option<OwnedFd>> {
         self.own.as_ref().map_or(Ok(None), Socket::accept_now)
+    }
+
+    /// The program has claimed a connection of the own socket. What else waits there can go to
+    /// other workers where these have inboxes.
+    pub(super) fn note_own_claim(&mut self, now_ns: u64) {
+        if self.has_inbox {
+            let own = self.own.as_ref();
+            let more_wait = || own.and_then(|own| backlog::length(own).ok()).is_some_and(|n| n > 0);
+            self.pace.on_claim_own(now_ns, more_wait);
+        }
     }
 
     /// Nothing more comes from the own socket, which is closed.

@@ -188,6 +188,9 @@ impl WorkerIntake {
         self.end.record_latency(now_ns, now_ns);
         self.end.claim_own(key.listener(), now_ns);
         self.end.publish();
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.note_own_claim(now_ns);
+        }
         Taken::Connection(socket, now_ns)
     }
 

@@ -59,6 +59,15 @@ impl ClaimPace {
         *self = Self { asked_ns: now_ns, is_behind: is_slow_turn(turn_ns) };
     }
 
+    /// The worker claims a connection of its own socket, where nothing tells since when it waits.
+    ///
+    /// If others are still there (`more_wait`, asked only after a slow turn), they have come while
+    /// the worker did something else, or all at once.
+    pub fn on_claim_own(&mut self, now_ns: u64, more_wait: impl FnOnce() -> bool) {
+        let turn_ns = now_ns.saturating_sub(self.asked_ns);
+        *self = Self { asked_ns: now_ns, is_behind: is_slow_turn(turn_ns) && more_wait() };
+    }
+
     /// The worker has asked and found nothing.
     pub fn on_nothing(&mut self, now_ns: u64) {
         *self = Self { asked_ns: now_ns, is_behind: false };
@@ -141,6 +150,18 @@ mod tests {
         // The third took 0.1 ms to come to: whatever is there can come with it.
         pace.on_claim(MS, 6 * MS + MS / 10);
         assert!(!pace.works_first(7 * MS));
+    }
+
+    #[test]
+    fn of_its_own_socket_a_worker_claims_one_behind_a_slow_turn_if_more_wait() {
+        let mut pace = ClaimPace::default();
+        pace.on_nothing(MS);
+        pace.on_claim_own(60 * MS, || false);
+        assert!(!pace.works_first(60 * MS), "nothing waits behind it");
+        pace.on_claim_own(110 * MS, || true);
+        assert!(pace.works_first(110 * MS) && !pace.works_first(110 * MS));
+        pace.on_claim_own(110 * MS + MS / 10, || unreachable!("the turn was short"));
+        assert!(!pace.works_first(111 * MS));
     }
 
     #[test]
