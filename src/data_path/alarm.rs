@@ -68,10 +68,10 @@ impl DataPath {
 
     /// Whether this finding is no reason to look at the queue any longer.
     pub(super) fn may_rest(&mut self, place: usize, finding: Finding) -> bool {
-        let acceptor = self.acceptors[place].as_ref();
-        let waits = acceptor.is_some_and(|acceptor| acceptor.waiting > 0);
-        let can_be_left = acceptor.is_some_and(|acceptor| self.can_be_left(acceptor))
-            && !(waits && self.is_behind_long_work(place));
+        // The kernel's timer may not run: only a pick starts it.
+        let can_be_left = self.acceptors[place]
+            .as_ref()
+            .is_some_and(|acceptor| acceptor.waiting == 0 && self.can_be_left(acceptor));
         let Some(acceptor) = self.acceptors[place].as_mut().filter(|_| can_be_left) else {
             return false;
         };
@@ -116,18 +116,22 @@ impl DataPath {
             let Some(acceptor) = &mut self.acceptors[place] else { continue };
             let [slot] = acceptor.owners[..] else { continue };
             // A handshake may be under way that is not counted any more.
-            let is_expected = finding == Finding::Quiet && were_higher.contains(&slot);
-            if std::mem::take(&mut acceptor.is_told_stuck) && is_expected {
+            let is_expected = were_higher.contains(&slot);
+            let was_wrong = is_expected && finding == Finding::Quiet;
+            if std::mem::take(&mut acceptor.is_told_stuck) && was_wrong {
                 acceptor.patience = PATIENCE_MAX.min(2 * acceptor.patience);
             }
             let patience = acceptor.patience;
             let mut own = self.acceptors.iter().flatten().filter(|one| one.owners.contains(&slot));
             let is_looked_at = own.any(|one| one.is_stalled() || one.next_look_ns().is_some());
             let link = self.links.get(slot.index()).and_then(Option::as_ref);
+            let mut may_wait = is_expected || is_looked_at;
             if let Some(link) = link.filter(|_| !is_looked_at) {
                 link.page.set_patience(patience);
+                // Picked before that, for which the kernel's timer may not run.
+                may_wait |= link.page.waiting_picks() > 0;
             }
-            if is_expected || is_looked_at {
+            if may_wait {
                 self.ask(place);
             }
         }

@@ -15,7 +15,7 @@ use super::{DataPath, DataPathReport};
 use crate::error::Error;
 use crate::id::{ListenerId, Slot};
 use crate::schedule::{
-    Change, Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
+    Changes, Limits, OwnSocketLoad, Policy, Status, Steering, Weight, WorkerLoad, weigh,
 };
 use crate::sys::engine::Key;
 use crate::sys::listening;
@@ -52,8 +52,9 @@ pub(super) struct Steerer {
     pub(super) ports: Vec<Port>,
     /// How the kernel tells that a queue is stuck, if it can watch them.
     pub(super) alarm: Option<Alarm>,
-    /// The kernel's program is another one, which knows nothing of what waits.
-    pub(super) is_new: bool,
+    /// The kernel's program is another one, which knows nothing of what waits, or it leaves out
+    /// other workers than before: while it leaves out all of them, it counts no pick.
+    pub(super) may_be_uncounted: bool,
     /// Something has changed since the last decision.
     pub(super) is_due: bool,
     pub(super) changes: Changes,
@@ -81,7 +82,7 @@ impl Steerer {
             limits,
             ports: Vec::new(),
             alarm: None,
-            is_new: false,
+            may_be_uncounted: false,
             is_due: false,
             changes: Changes::default(),
         }
@@ -174,7 +175,7 @@ impl DataPath {
         let mut ports = std::mem::take(&mut self.steerer.ports);
         ports.iter_mut().filter(|port| !port.is_left_alone).for_each(|port| self.steer_port(port));
         self.steerer.ports = ports;
-        if std::mem::take(&mut self.steerer.is_new) {
+        if std::mem::take(&mut self.steerer.may_be_uncounted) {
             self.look_at_all();
         }
     }
@@ -184,7 +185,7 @@ impl DataPath {
         if port.exact.is_some() {
             match self.pick_exactly(port, &own, self.steerer.rule()) {
                 Ok(change) => {
-                    self.steerer.is_new |= change == Some(Change::Workers);
+                    self.steerer.may_be_uncounted |= change.is_some();
                     return change.into_iter().for_each(|one| self.steerer.changes.count(one));
                 }
                 Err(errno) => {

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use clusterlb::CreditRule;
+use clusterlb::{CreditRule, Dispatch};
 
 use crate::puppet::Service;
 use crate::stage::{Stage, eventually, kept, number_in};
@@ -13,6 +13,7 @@ use crate::trials;
 trials!(
     a_worker_that_blocks_leaves_to_others_what_it_has_not_claimed,
     a_worker_with_a_loop_claims_one_at_a_time_behind_a_slow_turn,
+    a_worker_with_a_loop_leaves_in_its_socket_what_it_does_not_begin,
 );
 
 /// A client that may have been greeted.
@@ -94,4 +95,41 @@ fn a_worker_that_blocks_leaves_to_others_what_it_has_not_claimed() {
 
 fn a_worker_with_a_loop_claims_one_at_a_time_behind_a_slow_turn() {
     what_is_not_claimed_goes_to_others(Service::WorkInTurns);
+}
+
+/// Two workers with their own sockets each work on a connection, and six more wait. One of the
+/// workers gets another one, and works on it. The other worker gets all the rest, wherever it waits.
+fn a_worker_with_a_loop_leaves_in_its_socket_what_it_does_not_begin() {
+    let mut stage = Stage::with(|settings| {
+        settings.dispatch = Dispatch::Kernel;
+        settings.scheduling.hang_after_ns = Some(5_000_000_000);
+    });
+    let workers = [stage.puppet(), stage.puppet()];
+    let mut address = String::new();
+    for worker in &workers {
+        address = stage.serve(worker, "127.0.0.1:0", Service::WorkInTurns);
+    }
+    let ((held, busy), (held_elsewhere, other)) = (kept(&address), kept(&address));
+    assert_ne!(busy, other, "each has one to work on");
+    let mut waiting: Vec<Waiting> = (0..6).map(|_| Waiting::at(&address)).collect();
+    // Longer than a turn may take before the worker counts as busy.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(20) {
+        assert!(waiting.iter_mut().all(|one| one.greeter().is_none()), "both work");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(held);
+    let place = eventually("one of them to be claimed", || {
+        waiting.iter_mut().position(|one| one.greeter() == Some(busy))
+    });
+    let claimed = waiting.remove(place);
+    drop(held_elsewhere);
+    while !waiting.is_empty() {
+        let place = eventually("the other worker to take it", || {
+            waiting.iter_mut().position(|one| one.greeter().is_some())
+        });
+        assert_eq!(waiting.remove(place).greeter(), Some(other), "it works on what it has claimed");
+    }
+    drop(claimed);
+    stage.end();
 }
