@@ -98,7 +98,7 @@ fn a_worker_with_a_loop_claims_one_at_a_time_behind_a_slow_turn() {
 }
 
 /// Two workers with their own sockets each work on a connection, and six more wait. One of the
-/// workers gets another one, and works on it. The other worker gets all the rest, wherever it waits.
+/// workers gets another one, and works on it. The other gets all the rest, wherever it waits.
 fn a_worker_with_a_loop_leaves_in_its_socket_what_it_does_not_begin() {
     let mut stage = Stage::with(|settings| {
         settings.dispatch = Dispatch::Kernel;
