@@ -2,7 +2,7 @@
 //!
 //! The program by which the kernel picks has a timer that finds workers which do not accept
 //! (`sys::picking`). Owns who watches a queue: this thread, from the kernel's alarm on until the
-//! worker is seen to accept, and the kernel at all other times.
+//! worker accepts again and its queue is empty, and the kernel at all other times.
 
 use super::DataPath;
 use super::acceptor::Acceptor;

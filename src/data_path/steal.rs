@@ -276,7 +276,7 @@ impl DataPath {
 
     /// Whether what waits in a queue would move to idle workers, and a worker that accepts from it
     /// is in the middle of long work.
-    pub(super) fn is_behind_long_work(&self, place: usize) -> bool {
+    fn is_behind_long_work(&self, place: usize) -> bool {
         let rules = self.steerer.rules;
         let may_move = rules.is_steered && rules.is_counted && !rules.lacks_inboxes;
         if !may_move || self.roster.take_back_after_ns().is_none() {

@@ -20,7 +20,7 @@ const TOLD: usize = 1;
 const CORRECTION: usize = 3;
 const TIME: usize = 4;
 const PATIENCE: usize = 5;
-/// Readings of a queue at most, until nothing is picked or accepted meanwhile.
+/// How often a queue is read at most. A reading counts if nothing is picked or accepted during it.
 const READINGS_MAX: usize = 3;
 
 /// Makes the difference of picked and accepted negative, whatever is picked.

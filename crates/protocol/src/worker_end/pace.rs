@@ -59,7 +59,7 @@ impl ClaimPace {
         *self = Self { asked_ns: now_ns, is_behind: is_slow_turn(turn_ns) };
     }
 
-    /// The worker claims a connection of its own socket, where nothing tells since when it waits.
+    /// The worker claims a connection from its own socket, which does not show how long it waited.
     ///
     /// If others are still there (`more_wait`, asked only after a slow turn), they have come while
     /// the worker did something else, or all at once.

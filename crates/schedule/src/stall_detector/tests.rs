@@ -356,7 +356,7 @@ fn what_the_kernel_tells_is_checked_at_once_and_counts_from_when_it_began() {
     let mut detector = StallDetector::looking_every(EVERY_NS, HANG_AFTER_NS);
     detector.told(EVERY_NS, 2 * EVERY_NS);
     assert_eq!(detector.look(1, Some(true), 2 * EVERY_NS), Finding::Patient);
-    assert!(!detector.may_be_stalled(), "it has accepted meanwhile");
+    assert!(!detector.may_be_stalled(), "it has accepted since the alarm");
     detector.rest();
     assert_eq!(detector.next_look_ns(), None);
 }

@@ -10,7 +10,7 @@ const SHORT_MS = 0.25;
 const TURN_MS = 1;
 // More than there ever are.
 const ALL = 1 << 20;
-// While few are taken in a turn, the estimate is made anew after so many turns with connections.
+// How many turns with connections an estimate holds for, while few are taken in a turn.
 const TURNS = 4;
 // Waiting for a CPU is no work. The kernel counts it in nanoseconds, if it counts it.
 const WAITED = /^\d+ (\d+)/;
