@@ -21,7 +21,7 @@ use crate::work::{Sampler, ServiceTime, exponential};
 pub const SERVERS_MAX: usize = 1_024;
 /// Maximum number of requests in a simulation; each takes 8 bytes while it runs.
 pub const REQUESTS_MAX: usize = 20_000_000;
-/// The first tenth of the requests is not counted: the queues are not yet full.
+/// Before the requests that count, a tenth as many fill the queues.
 const WARM_UP_ONE_IN: usize = 10;
 
 /// How a request is assigned.
@@ -89,6 +89,17 @@ pub struct Latencies {
     pub p999_ns: f64,
     /// The maximum.
     pub max_ns: f64,
+}
+
+/// The figures of many simulated runs of the same length.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Repeated {
+    /// The median of each figure.
+    pub median: Latencies,
+    /// Nine of ten runs have at least this: the 5th percentile of each figure.
+    pub low: Latencies,
+    /// And at most this: the 95th percentile of each.
+    pub high: Latencies,
 }
 
 impl Speed {
@@ -168,9 +179,9 @@ impl Queue {
         let mut chooser = Chooser::new(discipline, self.speeds.len(), arrivals.u64(..));
         let between_ns = self.service.mean_ns() / (self.utilisation * self.capacity);
         let uncounted = self.requests / WARM_UP_ONE_IN;
-        let mut latencies = Vec::with_capacity(self.requests - uncounted);
+        let mut latencies = Vec::with_capacity(self.requests);
         let (mut now_ns, mut waited_ns) = (0.0, 0.0);
-        for request in 0..self.requests {
+        for request in 0..uncounted + self.requests {
             now_ns += between_ns * exponential(&mut arrivals);
             let needs_ns = whole(service.draw_ns());
             let (begins_ns, took_ns) = chooser.begin(now_ns, needs_ns, &self.speeds);
@@ -180,6 +191,39 @@ impl Queue {
             }
         }
         summarize(latencies, waited_ns)
+    }
+
+    /// Runs the simulation this many times, at least once, with seeds drawn from this one. A high
+    /// percentile of a heavy tail varies by half of its value between runs of some ten thousand
+    /// requests, and its median rises with their length, so a measured run has to be compared with
+    /// simulated ones of its own length.
+    #[must_use]
+    pub fn repeat(&self, discipline: Discipline, seed: u64, runs: usize) -> Repeated {
+        let mut seeds = Rng::with_seed(seed);
+        let runs = (0..runs.max(1)).map(|_| self.simulate(discipline, seeds.u64(..)));
+        let runs: Vec<Latencies> = runs.collect();
+        let [low, median, high] = [50, 500, 950].map(|rank| each(&runs, rank));
+        Repeated { median, low, high }
+    }
+}
+
+/// Each figure at this rank, in thousandths, of the same figure of all runs.
+fn each(runs: &[Latencies], rank: usize) -> Latencies {
+    let of = |figure: fn(&Latencies) -> f64| {
+        let mut values: Vec<f64> = runs.iter().map(figure).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        per_mille(&values, rank)
+    };
+    Latencies {
+        mean_wait_ns: of(|run| run.mean_wait_ns),
+        mean_ns: of(|run| run.mean_ns),
+        p50_ns: of(|run| run.p50_ns),
+        p90_ns: of(|run| run.p90_ns),
+        p95_ns: of(|run| run.p95_ns),
+        p98_ns: of(|run| run.p98_ns),
+        p99_ns: of(|run| run.p99_ns),
+        p999_ns: of(|run| run.p999_ns),
+        max_ns: of(|run| run.max_ns),
     }
 }
 

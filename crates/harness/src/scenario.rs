@@ -233,6 +233,13 @@ impl Scenario {
         (!knobs.warm_up.is_zero()).then_some(Load { duration, ..load })
     }
 
+    /// Requests of a trial at a utilisation; at least one.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive count")]
+    pub fn requests(self, knobs: &Knobs) -> usize {
+        (self.rate_per_s(knobs) * knobs.duration.as_secs_f64()).max(1.0) as usize
+    }
+
     /// Requests per second for the requested utilisation.
     fn rate_per_s(self, knobs: &Knobs) -> f64 {
         let capacity = self.capacity(knobs.workers);

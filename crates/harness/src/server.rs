@@ -3,6 +3,9 @@
 //! Hides the difference between this program's policies and other servers: each has an address,
 //! processes and, at the end, counters if it keeps any. Does not put load on the server.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::sys::clock::with_precise_sleeps;
 use crate::sys::signal::Signal;
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -24,7 +28,7 @@ use super::target::{NODE_MARK, Peer, Target};
 use super::temp_dir::TempDir;
 use super::usage;
 use crate::error::{Error, Result, errno_of};
-use crate::work::Work;
+use crate::work::{Work, WorkKind};
 
 /// How long a server may take to start serving, and to end.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -89,7 +93,7 @@ impl Server {
                 let temp_dir = TempDir::new()?;
                 let mut command = Command::new(peer.program());
                 command.args(node_arguments(&temp_dir, setup, primary_accepts)?);
-                let child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
+                let child = start_on(setup, &target.to_string(), &mut command)?;
                 let mut server = until_told(target, child, interrupt)?;
                 server.temp_dir = Some(temp_dir);
                 server.pin_workers(&setup.cpus);
@@ -200,7 +204,7 @@ fn own(
     } else {
         None
     };
-    let child = start_on(&setup.cpus, &format!("clusterlb {target}"), &mut command)?;
+    let child = start_on(setup, &format!("clusterlb {target}"), &mut command)?;
     let mut server = until_told(target, child, interrupt)?;
     server.temp_dir = temp_dir;
     let mut online = Vec::new();
@@ -303,7 +307,7 @@ fn silent(
         }
     }
     let target = Target::Peer(peer);
-    let mut child = start_on(&setup.cpus, &target.to_string(), &mut command)?;
+    let mut child = start_on(setup, &target.to_string(), &mut command)?;
     // HAProxy's workers are threads of a single process.
     let workers_wanted = if peer == Peer::Haproxy { 0 } else { setup.workers };
     let workers = loop {
@@ -330,17 +334,25 @@ fn free_address() -> Result<SocketAddr> {
         .map_err(|error| Error::system("find a free port", errno_of(&error)))
 }
 
-/// Starts a process restricted to these CPUs, if there are any; its descendants inherit the
-/// restriction.
-fn start_on(cpus: &[usize], name: &str, command: &mut Command) -> Result<Child> {
+/// Starts a process restricted to the server's CPUs, if there are any; its descendants inherit the
+/// restriction. Work that blocks lasts as long in all servers as it does in the built-in worker.
+fn start_on(setup: &Setup, name: &str, command: &mut Command) -> Result<Child> {
+    let blocks = setup.work.as_ref().is_some_and(|work| work.kind == WorkKind::Block);
+    let start = |command: &mut Command| {
+        if !blocks {
+            return Child::start(name, command);
+        }
+        with_precise_sleeps(|| Child::start(name, command))
+    };
+    let cpus = &setup.cpus;
     if cpus.is_empty() {
-        return Child::start(name, command);
+        return start(command);
     }
     let this = Pid::from_raw(0);
     let failed = |errno: Errno| Error::system("choose the CPUs of a process", errno);
     let before = sched_getaffinity(this).map_err(failed)?;
     sched_setaffinity(this, &cpu_set(cpus)).map_err(failed)?;
-    let child = Child::start(name, command);
+    let child = start(command);
     sched_setaffinity(this, &before).map_err(failed)?;
     child
 }
@@ -408,78 +420,4 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 fn is_program(path: &Path) -> bool {
     nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok() && path.is_file()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn own_targets_are_started_as_they_are_named() {
-        let setup = Setup {
-            workers: 8,
-            cpus: vec![0],
-            work: Some("block:1ms".parse().expect("work")),
-            seed: 7,
-            accept_at_once: false,
-        };
-        let words =
-            |target: &str| own_arguments(target.parse().expect("a target"), &setup).join(" ");
-        let text = words("none:epoll-drain");
-        assert!(text.contains("--workers 8 --policy none --accept epoll-drain"), "{text}");
-        assert!(text.ends_with("--work block:1ms --work-seed 7"));
-        assert!(!words("rr").contains("accept"));
-        let at_once = Setup { accept_at_once: true, ..setup.clone() };
-        let text = own_arguments("rr".parse().expect("a target"), &at_once).join(" ");
-        assert!(text.contains("--defer-accept off"), "{text}");
-        let text = words("rr --credits 8");
-        assert!(text.contains("--policy rr ") && text.ends_with(" --credits 8"), "{text}");
-        // The listening and working program is the script.
-        let text = words("none:reuseport+node --grace 3s");
-        let expected = "--workers 8 --policy none --accept reuseport --grace 3s";
-        assert!(text.ends_with(expected), "{text}");
-        assert!(!text.contains("--listen") && !text.contains("--work "), "{text}");
-    }
-
-    #[test]
-    fn books_are_read_from_either_kind_of_summary() {
-        let own = r#"{"event":"summary","accepted":9,"workers":[
-            {"id":1,"pid":5,"assigned":7,"returned":1},{"id":2,"pid":6,"assigned":3}]}"#;
-        let own =
-            vec!["noise".into(), r#"{"event":"respawn","id":1}"#.into(), own.replace('\n', "")];
-        let read = books(&own, 3);
-        assert_eq!(read, Books { connections: Some(vec![6, 3, 0]), restarted: 1 });
-        let node = r#"{"event":"summary","restarted":2,"workers":[
-            {"id":1,"connections":4},{"id":2,"connections":null}]}"#;
-        let read = books(&[node.replace('\n', "")], 2);
-        assert_eq!(read, Books { connections: Some(vec![4, 0]), restarted: 2 });
-        assert_eq!(books(&[], 2), Books::default());
-        let message = |id: u32, count: u32| {
-            format!(
-                r#"{{"event":"message","id":{id},"pid":5,"message":{{"connections":{count}}}}}"#
-            )
-        };
-        let mut lines = vec![message(2, 11), message(1, 8)];
-        lines.push(
-            r#"{"event":"summary","workers":[{"id":1,"assigned":0},{"id":2,"assigned":0},
-            {"id":3,"assigned":4,"returned":1}]}"#
-                .replace('\n', ""),
-        );
-        assert_eq!(books(&lines, 3).connections, Some(vec![8, 11, 3]));
-    }
-
-    #[test]
-    fn folders_go_with_their_owner() {
-        let temp_dir = TempDir::new().expect("a folder");
-        let file = temp_dir.write("a", "text").expect("a file");
-        assert!(file.exists());
-        drop(temp_dir);
-        assert!(!file.exists());
-    }
-
-    #[test]
-    fn programs_are_found_on_the_path() {
-        assert!(find_program("sh").is_some());
-        assert_eq!(find_program("no-such-program-anywhere"), None);
-    }
 }

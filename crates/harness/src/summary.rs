@@ -12,8 +12,12 @@ use super::target::Target;
 use super::trial::{Outcome, Record};
 use crate::schedule::{OverloadFactor, Policy};
 
-/// Requests of a simulated queue, enough for a stable 99.9th percentile.
-const SIMULATED_REQUESTS: usize = 400_000;
+/// Simulated runs of each discipline.
+const SIMULATED_RUNS_MAX: usize = 201;
+/// Requests of all of them together, which bounds their time to about a second.
+const SIMULATED_REQUESTS_MAX: usize = 8_000_000;
+/// A figure whose highest usual value is this multiple of its lowest one is left to chance.
+const CHANCE: f64 = 1.5;
 
 /// A measure to compare.
 #[derive(Clone, Copy, Debug)]
@@ -216,19 +220,54 @@ fn value(measure: &Measure, own: &[&Outcome], first: &[&Outcome]) -> Option<Valu
 }
 
 /// Simulated latencies: the bound for any assignment of requests, the rule of `rr` at no overhead,
-/// and two simple rules.
+/// and two simple rules. Each is the median of several runs as long as a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Ideal {
     /// Utilisation of a worker.
     pub utilisation: f64,
+    /// Simulated runs.
+    pub runs: usize,
+    /// Requests of each, as many as in a trial if the limit allows.
+    pub requests: usize,
     /// One queue for all; a free worker takes the first request.
     pub central_queue: Latencies,
+    /// What nineteen of twenty runs with one queue have at least.
+    pub central_queue_low: Latencies,
+    /// What nineteen of twenty runs with one queue have at most.
+    pub central_queue_high: Latencies,
     /// The workers in turn, skipping those with more than the average.
     pub round_robin_relative: Latencies,
     /// The workers in turn.
     pub round_robin: Latencies,
     /// A random worker.
     pub random: Latencies,
+}
+
+impl Ideal {
+    /// A sentence about the percentiles that depend on chance in a single trial; `None` if there
+    /// are none.
+    #[must_use]
+    pub fn caution(&self) -> Option<String> {
+        let (low, high) = (&self.central_queue_low, &self.central_queue_high);
+        let percentiles = [
+            ("p90", low.p90_ns, high.p90_ns),
+            ("p95", low.p95_ns, high.p95_ns),
+            ("p98", low.p98_ns, high.p98_ns),
+        ];
+        let told = percentiles.iter().filter(|(_, low, high)| *high > CHANCE * low);
+        let told = told.map(|(name, low, high)| {
+            format!("{name} between {:.1} and {:.1} ms", low / 1e6, high / 1e6)
+        });
+        let told: Vec<String> = told.collect();
+        (!told.is_empty()).then(|| {
+            format!(
+                "Even one ideal queue has, in nine of ten trials of {} requests, {}. Compare the \
+                 medians of many trials, or longer ones.",
+                self.requests,
+                told.join(", ")
+            )
+        })
+    }
 }
 
 /// Summary of a scenario.
@@ -288,18 +327,31 @@ impl Comparisons {
 
 fn ideal(scenario: Scenario, knobs: &Knobs) -> Option<Ideal> {
     let (work, utilisation) = scenario.work().zip(scenario.utilisation())?;
-    let queue = Queue::new(knobs.workers, work.time, utilisation, SIMULATED_REQUESTS).ok()?;
+    let (runs, requests) = simulated(scenario.requests(knobs));
+    let queue = Queue::new(knobs.workers, work.time, utilisation, requests).ok()?;
     let (speeds, capacity) =
         (scenario.slow_speeds(knobs.workers), scenario.capacity(knobs.workers));
     let queue = queue.with_speeds(&speeds, capacity).ok()?;
+    let repeat = |discipline| queue.repeat(discipline, knobs.seed, runs);
     let factor = OverloadFactor::Auto.under(Policy::Rr).map_or(1.0, f64::from);
+    let central = repeat(Discipline::CentralQueue);
     Some(Ideal {
         utilisation,
-        central_queue: queue.simulate(Discipline::CentralQueue, knobs.seed),
-        round_robin_relative: queue.simulate(Discipline::RoundRobinRelative { factor }, knobs.seed),
-        round_robin: queue.simulate(Discipline::RoundRobin, knobs.seed),
-        random: queue.simulate(Discipline::Random, knobs.seed),
+        runs,
+        requests,
+        central_queue: central.median,
+        central_queue_low: central.low,
+        central_queue_high: central.high,
+        round_robin_relative: repeat(Discipline::RoundRobinRelative { factor }).median,
+        round_robin: repeat(Discipline::RoundRobin).median,
+        random: repeat(Discipline::Random).median,
     })
+}
+
+/// How many runs are simulated, and of how many requests each, for trials of this many.
+fn simulated(requests: usize) -> (usize, usize) {
+    let requests = requests.clamp(1, SIMULATED_REQUESTS_MAX);
+    ((SIMULATED_REQUESTS_MAX / requests).min(SIMULATED_RUNS_MAX), requests)
 }
 
 /// Sentences about each target but the first, one per measure.

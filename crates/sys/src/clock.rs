@@ -17,6 +17,19 @@ pub fn sleep_precisely() {
     let _ = nix::sys::prctl::set_timerslack(1);
 }
 
+/// Runs this while sleeps of the calling thread are precise, see [`sleep_precisely`]. Threads and
+/// processes that it starts inherit that, also through `execve(2)`.
+pub fn with_precise_sleeps<T>(act: impl FnOnce() -> T) -> T {
+    let before = nix::sys::prctl::get_timerslack().ok();
+    sleep_precisely();
+    let result = act();
+    if let Some(slack_ns) = before.and_then(|slack_ns| u64::try_from(slack_ns).ok()) {
+        // As in `sleep_precisely`.
+        let _ = nix::sys::prctl::set_timerslack(slack_ns);
+    }
+    result
+}
+
 /// Sleeps for the whole time, also if signals interrupt it.
 pub fn sleep(duration_ns: u64) {
     std::thread::sleep(Duration::from_nanos(duration_ns));

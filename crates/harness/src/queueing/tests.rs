@@ -118,6 +118,26 @@ fn a_server_that_is_stopped_in_turns_begins_and_ends_a_request_while_it_runs() {
 }
 
 #[test]
+fn the_figures_of_many_runs_are_medians_with_the_range_of_nine_in_ten() {
+    let queue = Queue::new(8, ServiceTime::heavy(), 0.7, 2_000).expect("a queue");
+    let discipline = Discipline::CentralQueue;
+    let found = queue.repeat(discipline, 11, 100);
+    let mut seeds = fastrand::Rng::with_seed(11);
+    let runs: Vec<Latencies> =
+        (0..100).map(|_| queue.simulate(discipline, seeds.u64(..))).collect();
+    for figure in [|of: &Latencies| of.p98_ns, |of: &Latencies| of.mean_wait_ns] {
+        let within = |low: f64, high: f64| {
+            runs.iter().filter(|run| (low..=high).contains(&figure(run))).count()
+        };
+        assert_eq!(within(0.0, figure(&found.low)), 5);
+        assert_eq!(within(0.0, figure(&found.median)), 50);
+        assert_eq!(within(figure(&found.high), f64::MAX), 6);
+    }
+    let single = queue.repeat(discipline, 11, 1);
+    assert_eq!((single.low, single.high), (single.median, single.median));
+}
+
+#[test]
 fn what_cannot_be_simulated_is_refused() {
     let refused = |servers, utilisation, requests| {
         let queue = Queue::new(servers, ServiceTime::heavy(), utilisation, requests);

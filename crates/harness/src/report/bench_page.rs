@@ -4,7 +4,7 @@ use super::super::aspect::Aspect;
 use super::super::bench::BenchReport;
 use super::super::chart::{Bar, Series, bars, over_time, percentile_curves};
 use super::super::interval::{Comparison, Interval, Verdict};
-use super::super::summary::Comparisons;
+use super::super::summary::{Comparisons, Ideal};
 use super::super::trial::{Outcome, Record};
 use super::bench_text::{headings, legend, objection_lines, rows};
 use super::matrix_page::{connection_bars, to_f64};
@@ -62,7 +62,8 @@ fn scenario_part(report: &BenchReport, scenario: &Comparisons) -> String {
         super::page_parts::escaped(&scenario.description)
     );
     text += &tables(&headings(scenario).collect::<Vec<_>>(), &rows(scenario));
-    text += &warnings(&scenario.cautions);
+    let of_chance = scenario.ideal.as_ref().and_then(Ideal::caution);
+    text += &warnings(scenario.cautions.iter().chain(&of_chance));
     text += &ratios(scenario);
     text.extend(scenario.left_out.iter().map(|line| paragraph(line)));
     text += &warnings(&scenario.too_few);

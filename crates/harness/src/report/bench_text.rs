@@ -79,7 +79,9 @@ fn scenario_text(scenario: &Comparisons) -> String {
     let mut table = Table::new(headings(scenario));
     rows(scenario).into_iter().for_each(|row| table.row(row));
     text += &table.render();
-    let notes = scenario.cautions.iter().chain(&scenario.left_out);
+    let of_chance = scenario.ideal.as_ref().and_then(Ideal::caution);
+    let cautions = scenario.cautions.iter().chain(&of_chance);
+    let notes = cautions.chain(&scenario.left_out);
     for line in notes.chain(&scenario.too_few).chain(&scenario.words) {
         text += &wrapped(line, COLUMNS, 0);
     }

@@ -123,3 +123,27 @@ fn the_bound_stands_beside_requests_of_known_cost() {
     assert!(bound.central_queue.mean_ns < bound.random.mean_ns);
     assert_eq!(ideal(Scenario::Short, &knobs()), None);
 }
+
+#[test]
+fn the_bound_is_that_of_trials_as_long_as_the_measured_ones() {
+    // Eight workers that take 1.49 ms on average, at 70 %.
+    let knobs = Knobs { workers: 8, ..knobs() };
+    let bound = ideal(Scenario::Heavy(70), &knobs).expect("a bound");
+    assert_eq!((bound.runs, bound.requests), (SIMULATED_RUNS_MAX, 3_758));
+    // Chance decides in so short a trial, and the report says so.
+    let (low, high) = (bound.central_queue_low, bound.central_queue_high);
+    assert!(high.p98_ns > 4.0 * low.p98_ns, "{low:?} {high:?}");
+    let caution = bound.caution().expect("a caution");
+    assert!(caution.starts_with("Even one ideal queue has, in nine of ten trials of 3758"));
+    assert!(caution.contains("p98 between"), "{caution}");
+    let certain = Ideal { central_queue_low: bound.central_queue, ..bound };
+    let certain = Ideal { central_queue_high: bound.central_queue, ..certain };
+    assert_eq!(certain.caution(), None);
+}
+
+#[test]
+fn all_simulated_requests_together_are_bounded() {
+    assert_eq!(simulated(0), (SIMULATED_RUNS_MAX, 1));
+    assert_eq!(simulated(SIMULATED_REQUESTS_MAX / 2), (2, SIMULATED_REQUESTS_MAX / 2));
+    assert_eq!(simulated(usize::MAX), (1, SIMULATED_REQUESTS_MAX));
+}
