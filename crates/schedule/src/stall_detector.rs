@@ -195,10 +195,12 @@ impl StallDetector {
         }
         waiting.length = length;
         waiting.look_ns = look_ns;
-        match now_ns.saturating_sub(waiting.since_ns) < patience_ns {
-            true => Finding::Patient,
-            false => Finding::Overdue,
+        if now_ns.saturating_sub(waiting.since_ns) < patience_ns {
+            return Finding::Patient;
         }
+        // Something has arrived, and was not accepted.
+        self.doubtful = false;
+        Finding::Overdue
     }
 
     /// The oldest connection was taken out of the queue after this wait. Returns whether the rest

@@ -200,6 +200,11 @@ fn whether_a_worker_is_stalled_for_whom_nothing_comes_is_doubtful() {
     assert_eq!(stall_detector.look(0, None, doubted_ns), Finding::Quiet);
     assert!(stall_detector.is_doubtful() && stall_detector.may_be_stalled());
     assert_eq!(stall_detector.next_look_ns(), None);
+    // What comes and stays shows that it is, even if no other worker can take that.
+    let mut without_others = stall_detector.clone();
+    without_others.came(2 * doubted_ns);
+    let look = without_others.look(1, None, 2 * doubted_ns + INTERVAL_NS);
+    assert_eq!((look, without_others.is_doubtful()), (Finding::Overdue, false));
     // It was not, or no longer is.
     stall_detector.came(2 * doubted_ns);
     assert_eq!(stall_detector.look(0, None, 2 * doubted_ns + INTERVAL_NS), Finding::Quiet);
