@@ -14,7 +14,7 @@ use crate::common::{
     Client, Cluster, GET_CLOSE, Launch, eventually, get, has_program, lacking, machine,
 };
 
-fn launch(arguments: &str) -> Launch {
+pub(super) fn launch(arguments: &str) -> Launch {
     Launch::new(&format!("--dispatch kernel {arguments}"))
 }
 
@@ -30,7 +30,7 @@ fn both(arguments: &str) -> impl Iterator<Item = Launch> {
 }
 
 /// In each form, with built-in workers and with these of Node.
-fn all(arguments: &str, script: Option<&Script>) -> impl Iterator<Item = Launch> {
+pub(super) fn all(arguments: &str, script: Option<&Script>) -> impl Iterator<Item = Launch> {
     let node = |script: &Script| {
         let path = script.path("server.js");
         both(arguments).map(move |launch| launch.running(&["node", &path]))
@@ -39,14 +39,14 @@ fn all(arguments: &str, script: Option<&Script>) -> impl Iterator<Item = Launch>
 }
 
 /// Answers as the built-in workers do, and leaves idle connections open.
-const HELLO_SERVER: &str = "
+pub(super) const HELLO_SERVER: &str = "
     const answer = (request, response) => response.end('hello world\\n');
     const server = require('http').createServer(answer);
     server.keepAliveTimeout = 0;
     server.listen(0, '127.0.0.1');";
 
 /// Sends a request to each in sequence, and returns how many were answered.
-fn all_answered(clients: Vec<Client>) -> usize {
+pub(super) fn all_answered(clients: Vec<Client>) -> usize {
     let answers = clients.into_iter().map(|mut client| client.receive().assert_hello());
     answers.count()
 }
@@ -56,7 +56,7 @@ fn changes(summary: &Value, reason: &str) -> u64 {
 }
 
 /// The last event of a finished run: the summary, with all its fields.
-fn books(cluster: Cluster) -> Value {
+pub(super) fn books(cluster: Cluster) -> Value {
     let ended = cluster.stop(Signal::SIGTERM);
     ended.assert_in_order();
     let summary = ended.summary();
@@ -132,7 +132,7 @@ fn a_stopped_worker_loses_what_waits_for_it_and_gets_nothing_more() {
     }
 }
 
-fn stop_a_worker_of(cluster: Cluster) {
+pub(super) fn stop_a_worker_of(cluster: Cluster) {
     let address = cluster.address();
     let stopped = cluster.worker_pids()[0];
     machine::suspend(stopped);

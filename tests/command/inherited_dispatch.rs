@@ -138,6 +138,37 @@ fn a_stopped_worker_gets_nothing_more_and_what_waits_for_it_is_answered() {
 }
 
 #[test]
+fn what_comes_while_all_are_stopped_is_answered_by_those_that_are_back() {
+    for launch in both("--workers 3 --hang-after 100ms") {
+        let cluster = launch.listen("127.0.0.1:0").start();
+        let (address, is_exact) = (cluster.address(), is_exact(&cluster));
+        until_all_serve(&cluster);
+        let workers = cluster.worker_pids();
+        let before = cluster.count("hung");
+        workers.iter().for_each(|worker| machine::suspend(*worker));
+        let mut clients = Vec::new();
+        eventually("all to be left out", || {
+            clients.extend(asking(&address, 4));
+            (cluster.count("hung") >= before + workers.len()).then_some(())
+        });
+        clients.extend(asking(&address, 40));
+        let (back, rest) = workers.split_last().expect("three");
+        machine::signal(*back, Signal::SIGCONT);
+        if is_exact {
+            // Everything moves to the only one that can take it.
+            let answered: BTreeSet<u32> = answers(clients).into_iter().collect();
+            assert_eq!(answered, BTreeSet::from([*back]));
+            rest.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
+        } else {
+            rest.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
+            answers(clients);
+        }
+        until_all_serve(&cluster);
+        end(cluster);
+    }
+}
+
+#[test]
 fn what_waits_for_a_killed_worker_goes_to_others_or_to_its_successor() {
     for restart in ["on-failure", "never"] {
         for launch in both(&format!("--workers 3 --hang-after off --restart {restart}")) {

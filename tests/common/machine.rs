@@ -113,6 +113,11 @@ pub(crate) fn clients_of(pid: u32, server_port: u16) -> Vec<u16> {
 
 /// Number of connections to a port that wait to be accepted.
 pub(crate) fn queued(server_port: u16) -> usize {
+    queues(server_port).into_iter().sum()
+}
+
+/// The same of each socket that listens there.
+pub(crate) fn queues(server_port: u16) -> Vec<usize> {
     const LISTENS: &str = "0A";
     let port = format!(":{server_port:04X}");
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(fs::read_to_string);
@@ -123,7 +128,7 @@ pub(crate) fn queued(server_port: u16) -> usize {
         let (_, waiting) = queues.split_once(':').filter(|_| state == LISTENS)?;
         usize::from_str_radix(waiting, 16).ok().filter(|_| local.ends_with(&port))
     });
-    queues.sum()
+    queues.collect()
 }
 
 /// Processes by their open sockets.

@@ -16,16 +16,22 @@ pub(crate) enum Filter {
     OnlySetup,
     /// Kills a process that creates one.
     Kill,
+    /// Fails this call with EINVAL where its first argument is this, as a kernel does that does not
+    /// know the command.
+    Unknown(i64, u32),
 }
 
 /// The first argument is the filter's action, the next two are the first and the last call that it
-/// applies to. The filter loads the call's number, and allows all others. (425 is io_uring_setup,
-/// followed by enter and register.)
+/// applies to, and the last is what their first argument must be, if not negative. The filter loads
+/// the call's number, and allows all others. (425 is io_uring_setup, followed by enter and
+/// register.)
 const PROGRAM: &str = "\
 import ctypes, os, struct, sys
-action, first, last = map(int, sys.argv[1:4])
-rules = [(0x20, 0, 0, 0), (0x35, 0, 2, first), (0x25, 1, 0, last), (0x06, 0, 0, action),
-         (0x06, 0, 0, 0x7fff0000)]
+action, first, last, argument = map(int, sys.argv[1:5])
+narrow = [(0x20, 0, 0, 16), (0x15, 0, 1, argument)] if argument >= 0 else []
+over = len(narrow)
+rules = [(0x20, 0, 0, 0), (0x35, 0, 2 + over, first), (0x25, 1 + over, 0, last), *narrow,
+         (0x06, 0, 0, action), (0x06, 0, 0, 0x7fff0000)]
 code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *rule) for rule in rules))
 class Program(ctypes.Structure):
     _fields_ = [('length', ctypes.c_ushort), ('rules', ctypes.c_void_p)]
@@ -33,7 +39,7 @@ program = Program(len(rules), ctypes.addressof(code))
 prctl = ctypes.CDLL(None, use_errno=True).prctl
 assert prctl(38, 1, 0, 0, 0) == 0, ctypes.get_errno()
 assert prctl(22, 2, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
-os.execv(sys.argv[4], sys.argv[4:])
+os.execv(sys.argv[5], sys.argv[5:])
 ";
 
 impl Filter {
@@ -45,8 +51,13 @@ impl Filter {
             Self::Refuse(errno) => (0x0005_0000 | u32::from(errno), 425, 427),
             Self::OnlySetup => (0x0005_0001, 426, 427),
             Self::Kill => (0x8000_0000, 425, 427),
+            Self::Unknown(call, _) => (0x0005_0016, call, call),
         };
-        let numbers = [i64::from(action), first, last].map(|number| number.to_string());
+        let argument = match self {
+            Self::Unknown(_, argument) => argument.into(),
+            _ => -1,
+        };
+        let numbers = [i64::from(action), first, last, argument].map(|number| number.to_string());
         let words = ["python3", "-c", PROGRAM].map(str::to_owned);
         words.into_iter().chain(numbers).collect()
     }
