@@ -178,7 +178,8 @@ def swaps(command, form, connections):
     cluster = Cluster(command, form, 8, "--hang-after", "100ms", "--policy", "least")
     goes_on = True
 
-    # Each thread has workers of its own: one alone changes the choice 70 times a second.
+    # Each thread has workers of its own: one alone changes the choice 70 times a second, and the
+    # primary changes it 200 times a second at most.
     def stop_in_turn(workers):
         turn = 0
         while goes_on:
@@ -190,8 +191,8 @@ def swaps(command, form, connections):
             turn += 1
 
     workers = cluster.workers()
-    threads = [threading.Thread(target=stop_in_turn, args=(workers[place::3],))
-               for place in range(3)]
+    threads = [threading.Thread(target=stop_in_turn, args=(workers[place::4],))
+               for place in range(4)]
     for thread in threads:
         thread.start()
     begin = time.monotonic()
