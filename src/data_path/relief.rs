@@ -88,7 +88,7 @@ impl DataPath {
         }
     }
 
-    fn report_stall(&mut self, owners: &[Slot], mut taken_back: u32) {
+    pub(super) fn report_stall(&mut self, owners: &[Slot], mut taken_back: u32) {
         for slot in owners.iter().copied() {
             if !self.suspected.contains(&slot) {
                 self.suspected.push(slot);

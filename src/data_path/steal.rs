@@ -336,7 +336,7 @@ impl DataPath {
         // Never hand it to a worker that may be stalled.
         owners.iter().for_each(|slot| self.roster.set_stalled(*slot, true));
         if !self.roster.has_room(id) {
-            return;
+            return self.report_what_stays(place, &owners);
         }
         let Some(acceptor) = &mut self.acceptors[place] else { return };
         let now_ns = self.now_ns;
@@ -357,6 +357,23 @@ impl DataPath {
             self.probe_owners(place);
         }
         self.ask(place);
+    }
+
+    /// No other worker can take what waits. The age of the oldest is unknown, but owners that count
+    /// have accepted nothing for too long, and may have to be replaced.
+    fn report_what_stays(&mut self, place: usize, owners: &[Slot]) {
+        let Some(acceptor) =
+            self.acceptors[place].as_mut().filter(|_| self.steerer.rules.is_counted)
+        else {
+            return;
+        };
+        if let Some(stall_detector) =
+            acceptor.stall_detector.as_mut().filter(|one| !one.is_stalled())
+        {
+            stall_detector.conclude(self.now_ns);
+            self.report_stall(owners, 0);
+            self.probe_owners(place);
+        }
     }
 
     /// Probes the owners of a socket, where possible.

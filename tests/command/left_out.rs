@@ -1,5 +1,5 @@
 //! The kernel dispatches, and every worker is left out: it then chooses by hash and counts nothing.
-//! What comes in that time is answered as soon as one worker is back, whichever socket it waits in.
+//! What comes in that time is answered when they are back, whichever socket it waits in.
 
 use nix::sys::signal::Signal;
 
@@ -8,13 +8,13 @@ use super::steal::{Script, asking};
 use crate::common::{Client, Cluster, eventually, machine};
 
 /// Stops all workers, and lets clients ask until every worker is left out. The first one is because
-/// it leaves a client in its socket, the second because it does not take what it was handed, with
-/// nothing in its socket, and the third when it is the only one that still gets something.
+/// it leaves a client in its socket. The others follow when they do not take what they are handed
+/// or what comes for them.
 fn leave_all_out(cluster: &Cluster) -> Vec<Client> {
     let hung = cluster.count("hung");
     cluster.worker_pids().into_iter().for_each(machine::suspend);
     let mut clients = asking(&cluster.address(), 1);
-    cluster.event("hung", hung + 1);
+    cluster.event("hung", hung);
     eventually("the kernel to give connections to all of them", || {
         clients.extend(asking(&cluster.address(), 4));
         machine::queues(cluster.port()).iter().all(|length| *length > 0).then_some(())
@@ -23,19 +23,32 @@ fn leave_all_out(cluster: &Cluster) -> Vec<Client> {
 }
 
 #[test]
-fn what_comes_while_all_are_left_out_is_answered_by_the_first_that_is_back() {
+fn what_comes_while_all_are_left_out_is_answered_when_they_are_back() {
     let script = Script::new(HELLO_SERVER);
-    let launches = all("--workers 3 --hang-after 100ms", script.as_ref());
-    for (launch, place) in launches.zip([0, 2, 2, 0]) {
+    for launch in all("--workers 3 --hang-after 100ms", script.as_ref()) {
         let cluster = launch.start();
-        let workers = cluster.worker_pids();
         let mut clients = leave_all_out(&cluster);
         clients.extend(asking(&cluster.address(), 20));
         let asked = clients.len();
-        machine::signal(workers[place], Signal::SIGCONT);
-        assert_eq!(all_answered(clients), asked);
+        let workers = cluster.worker_pids();
         workers.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
+        assert_eq!(all_answered(clients), asked);
         assert_eq!(all_answered(asking(&cluster.address(), 20)), 20);
         books(cluster);
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_if_no_other_can_take_what_waits_for_it() {
+    let script = Script::new(HELLO_SERVER);
+    for launch in all("--workers 1 --hang-after 200ms --hang-kill 1s", script.as_ref()) {
+        let cluster = launch.start();
+        assert_eq!(all_answered(asking(&cluster.address(), 3)), 3);
+        machine::suspend(cluster.worker_pids()[0]);
+        // The one that replaces it answers.
+        assert_eq!(all_answered(asking(&cluster.address(), 3)), 3);
+        assert!(cluster.count("hung") > 0 && cluster.count("kill") > 0);
+        let summary = cluster.stop(Signal::SIGTERM).summary();
+        assert_eq!((summary.accepted, summary.dropped), (6, 0), "{summary:?}");
     }
 }
