@@ -178,8 +178,12 @@ fn a_program_can_be_named_in_the_file() {
     // Which is for the built-in worker, in a pass of all tests with that filter.
     let launch = launch(&config, "").variable("CLUSTERLB_SECCOMP", "false");
     let cluster = launch.with_defaults().start();
-    let line = fs::read(format!("/proc/{}/cmdline", cluster.workers()[0].pid)).expect("it lives");
-    assert!(String::from_utf8_lossy(&line).contains("1000"), "{line:?}");
+    let path = format!("/proc/{}/cmdline", cluster.workers()[0].pid);
+    // It is empty for a moment, while the shell becomes the program.
+    eventually("the program of the file to run", || {
+        let line = fs::read(&path).expect("it lives");
+        String::from_utf8_lossy(&line).contains("1000").then_some(())
+    });
     cluster.stop(Signal::SIGTERM);
 }
 
