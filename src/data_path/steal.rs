@@ -344,14 +344,10 @@ impl DataPath {
         let taken = limits::with_descriptors_held_back(self.held_back, || acceptor.steal(now_ns));
         let stalled = acceptor.is_stalled();
         acceptor.has_lost(taken.len());
-        let mut count = u32::try_from(taken.len()).expect("bounded");
+        let count = u32::try_from(taken.len()).expect("bounded");
         taken.into_iter().for_each(|socket| self.accept(place, socket));
-        for slot in owners {
-            if stalled && !self.suspected.contains(&slot) {
-                self.suspected.push(slot);
-                // Each connection is reported once, even if several accept from there.
-                self.report(DataPathReport::Hung { slot, taken_back: std::mem::take(&mut count) });
-            }
+        if stalled {
+            self.report_stall(&owners, count);
         }
         if stalled && self.steerer.rules.is_counted {
             self.probe_owners(place);

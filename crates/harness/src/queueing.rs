@@ -96,9 +96,9 @@ pub struct Latencies {
 pub struct Repeated {
     /// The median of each figure.
     pub median: Latencies,
-    /// Nine of ten runs have at least this: the 5th percentile of each figure.
+    /// The 5th percentile of each figure: nine of ten runs lie between this and `high`.
     pub low: Latencies,
-    /// And at most this: the 95th percentile of each.
+    /// The 95th percentile of each figure.
     pub high: Latencies,
 }
 
@@ -195,8 +195,8 @@ impl Queue {
 
     /// Runs the simulation this many times, at least once, with seeds drawn from this one. A high
     /// percentile of a heavy tail varies by half of its value between runs of some ten thousand
-    /// requests, and its median rises with their length, so a measured run has to be compared with
-    /// simulated ones of its own length.
+    /// requests, and its median rises with their length. So compare a measured run with simulated
+    /// runs that are as long.
     #[must_use]
     pub fn repeat(&self, discipline: Discipline, seed: u64, runs: usize) -> Repeated {
         let mut seeds = Rng::with_seed(seed);
