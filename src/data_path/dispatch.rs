@@ -100,7 +100,8 @@ impl DataPath {
         }
     }
 
-    /// Checks every listener, and begins or stops accepting. Records listeners without room.
+    /// Checks every listener, and begins or stops accepting. Records listeners without room, or
+    /// with connections that wait for it.
     fn admit(&mut self, open: bool, pauses: bool) {
         self.short.clear();
         for place in 0..self.acceptors.len() {
@@ -108,14 +109,17 @@ impl DataPath {
             let (id, leaving) = (acceptor.id, acceptor.leaving);
             if acceptor.is_owned() || self.steerer.rules.lacks_inboxes {
                 acceptor.pause(&mut self.ring);
+                // What was taken from workers' own sockets waits for room, too.
+                if self.intake.len_of(id) > 0 {
+                    self.note_short(id);
+                }
                 continue;
             }
             let verdict = self.judge(id);
             self.intake.note_pause(id, open && verdict != Supply::Accept, self.now_ns);
             self.intake.note_served(id, !open || verdict != Supply::Unserved, self.now_ns);
-            // A listener with several sockets may be there several times.
-            if verdict == Supply::Short && self.short.last() != Some(&id) {
-                self.short.push(id);
+            if verdict == Supply::Short {
+                self.note_short(id);
             }
             if leaving {
                 continue;
@@ -126,6 +130,13 @@ impl DataPath {
                 let acceptor = self.acceptors[place].as_mut();
                 acceptor.expect("it was there").pause(&mut self.ring);
             }
+        }
+    }
+
+    /// A listener with several sockets may be there several times.
+    fn note_short(&mut self, listener: ListenerId) {
+        if self.short.last() != Some(&listener) {
+            self.short.push(listener);
         }
     }
 

@@ -25,7 +25,7 @@ fn unprivileged(arguments: &str) -> Option<Launch> {
 }
 
 /// In each form.
-fn both(arguments: &str) -> impl Iterator<Item = Launch> {
+pub(super) fn both(arguments: &str) -> impl Iterator<Item = Launch> {
     [Some(launch(arguments)), unprivileged(arguments)].into_iter().flatten()
 }
 

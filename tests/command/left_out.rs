@@ -1,9 +1,9 @@
 //! The kernel dispatches, and every worker is left out: it then chooses by hash and counts nothing.
-//! What comes in that time is answered when they are back, whichever socket it waits in.
+//! What comes in that time is answered as soon as one worker is back, whichever socket it waits in.
 
 use nix::sys::signal::Signal;
 
-use super::dispatch::{HELLO_SERVER, all, all_answered, books};
+use super::dispatch::{HELLO_SERVER, all, all_answered, books, both};
 use super::steal::{Script, asking};
 use crate::common::{Client, Cluster, eventually, machine};
 
@@ -23,17 +23,46 @@ fn leave_all_out(cluster: &Cluster) -> Vec<Client> {
 }
 
 #[test]
-fn what_comes_while_all_are_left_out_is_answered_when_they_are_back() {
+fn what_comes_while_all_are_left_out_is_answered_by_the_first_that_is_back() {
     let script = Script::new(HELLO_SERVER);
-    for launch in all("--workers 3 --hang-after 100ms", script.as_ref()) {
+    let launches = all("--workers 3 --hang-after 100ms", script.as_ref());
+    for (launch, place) in launches.zip([0, 2, 2, 0]) {
         let cluster = launch.start();
+        let workers = cluster.worker_pids();
         let mut clients = leave_all_out(&cluster);
         clients.extend(asking(&cluster.address(), 20));
         let asked = clients.len();
-        let workers = cluster.worker_pids();
-        workers.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
+        machine::signal(workers[place], Signal::SIGCONT);
         assert_eq!(all_answered(clients), asked);
+        workers.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
         assert_eq!(all_answered(asking(&cluster.address(), 20)), 20);
+        books(cluster);
+    }
+}
+
+/// A server that takes a while for each request, and accepts nothing in that time.
+const SLOW_SERVER: &str = "
+    const cell = new Int32Array(new SharedArrayBuffer(4));
+    const server = require('http').createServer((request, response) => {
+        Atomics.wait(cell, 0, 0, 5);
+        response.end('hello world\\n');
+    });
+    server.keepAliveTimeout = 0;
+    server.listen(0, '127.0.0.1');";
+
+#[test]
+fn what_is_taken_from_a_stopped_worker_is_handed_over_as_fast_as_the_other_takes_it() {
+    let Some(script) = Script::new(SLOW_SERVER) else { return };
+    let server = script.path("server.js");
+    for launch in both("--workers 2 --hang-after 3s") {
+        let cluster = launch.running(&["node", &server]).start();
+        let stopped = cluster.worker_pids()[0];
+        machine::suspend(stopped);
+        let clients = asking(&cluster.address(), 400);
+        // If only the hang limit woke the primary, that would take minutes.
+        eventually("all to be answered", || clients.iter().all(Client::has_heard).then_some(()));
+        machine::signal(stopped, Signal::SIGCONT);
+        assert_eq!(all_answered(clients), 400);
         books(cluster);
     }
 }
