@@ -80,7 +80,7 @@ fn held_until(cluster: &Cluster, is_enough: fn(&[usize]) -> bool) -> Vec<Client>
 }
 
 /// Clients that stay, at least one at each worker.
-fn held_by_each(cluster: &Cluster) -> Vec<Client> {
+pub(super) fn held_by_each(cluster: &Cluster) -> Vec<Client> {
     held_until(cluster, |counts| counts.iter().all(|count| *count > 0))
 }
 

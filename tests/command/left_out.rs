@@ -3,7 +3,7 @@
 
 use nix::sys::signal::Signal;
 
-use super::dispatch::{HELLO_SERVER, all, all_answered, books, both};
+use super::dispatch::{HELLO_SERVER, all, all_answered, books, both, held_by_each};
 use super::steal::{Script, asking};
 use crate::common::{Client, Cluster, eventually, machine};
 
@@ -11,6 +11,8 @@ use crate::common::{Client, Cluster, eventually, machine};
 /// it leaves a client in its socket. The others follow when they do not take what they are handed
 /// or what comes for them.
 fn leave_all_out(cluster: &Cluster) -> Vec<Client> {
+    // Each has accepted something, so the primary has left its queue to the kernel.
+    drop(held_by_each(cluster));
     let hung = cluster.count("hung");
     cluster.worker_pids().into_iter().for_each(machine::suspend);
     let mut clients = asking(&cluster.address(), 1);
