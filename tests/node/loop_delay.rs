@@ -1,9 +1,11 @@
-//! The event-loop delay of a worker in the metrics.
+//! Workers whose event loop is late: what the metrics say, and what their primary does with it.
 
 use std::path::Path;
+use std::time::Duration;
 
+use super::nodes::with_each;
 use super::script::Script;
-use crate::common::{Client, Cluster, eventually, get, has_program};
+use crate::common::{Client, Cluster, GET_CLOSE, eventually, get, has_program};
 
 /// Computes for 100 ms on each request to /busy.
 const SERVER: &str = "
@@ -44,4 +46,26 @@ fn a_worker_that_computes_is_late_and_the_metrics_say_so() {
         (is_later && metric(&cluster, "sum") > 0.05).then_some(())
     });
     cluster.end();
+}
+
+/// Whatever such a worker writes last must wake the primary, which sleeps without a deadline.
+#[test]
+fn connections_wait_no_longer_than_all_workers_compute() {
+    let script = Script::named("server.js", SERVER);
+    with_each(|node| {
+        let arguments = "--workers 1 --hang-after 50ms";
+        let cluster = script.launch_with(&node.program, arguments).start();
+        let address = cluster.address();
+        for _ in 0..20 {
+            let mut computes = Client::to(&address);
+            computes.send(b"GET /busy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            std::thread::sleep(Duration::from_millis(75));
+            // The worker has computed for too long to get this one now.
+            let mut waits = Client::to(&address);
+            waits.send(GET_CLOSE);
+            assert_eq!([&mut computes, &mut waits].map(|one| one.receive().body), ["done"; 2]);
+        }
+        let summary = cluster.end();
+        assert_eq!((summary.dropped, summary.aborted), (0, 0), "{summary:?}");
+    });
 }

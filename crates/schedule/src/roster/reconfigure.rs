@@ -22,6 +22,8 @@ impl Roster {
         }
         for worker in self.workers.iter_mut().flatten() {
             worker.credits.reconfigure(self.config.credits);
+            // Under the new rules nothing may move, and then nothing ends this in time.
+            worker.emptied = None;
         }
         // Kept under one policy only; old values may be outdated when it returns.
         for place in 0..self.loads.len() {

@@ -239,6 +239,23 @@ fn what_waits_behind_work_moves_to_an_idle_worker() {
 }
 
 #[test]
+fn under_new_rules_a_worker_that_lost_what_waited_for_it_is_judged_anew() {
+    let mut roster = at_work(Policy::Rr);
+    for _ in 0..2 {
+        give(&mut roster, MS);
+    }
+    roster.observe(Slot::new(1), Sample { finished: 1, ..working(1) }, 2 * MS);
+    assert_eq!(roster.movable(3 * MS + 1), Some(Slot::new(0)));
+    roster.taken_back(Slot::new(0), 1);
+    assert_eq!(roster.loads()[0].credits, 0);
+    let without = SchedulerConfig { take_back_after_ns: None, ..roster.config.clone() };
+    roster.reconfigure(Policy::Rr, without);
+    roster.observe(Slot::new(0), working(1), 4 * MS);
+    assert_eq!(roster.next_deadline_ns(), None, "so nothing would end this later");
+    assert!(roster.loads()[0].credits > 0);
+}
+
+#[test]
 fn a_worker_that_is_not_at_work_keeps_what_it_has() {
     let mut roster = at_work(Policy::Rr);
     roster.observe(Slot::new(0), Sample { finished: 1, ..working(1) }, 1);

@@ -169,8 +169,8 @@ class Page {
       clearInterval(this.beat);
       this.beat = undefined;
     }
-    // The primary waits for nothing that this changes.
-    this.write();
+    // The primary may hold connections because the loop had not turned for too long.
+    this.publish();
   }
 
   // What counts the ends of a listener's connections; in the sum alone without a mark, or room.
@@ -290,6 +290,11 @@ class Page {
 
   answerProbe() {
     this.report[ANSWERED_WORD] += 1n;
+    if (this.beat !== undefined) {
+      // Otherwise the primary, woken by the answer, sees a turn that has lasted too long.
+      this.turnedAt = now();
+      this.report[MOVED_WORD] = this.turnedAt;
+    }
     this.changed = true;
     this.probed = true;
     this.publish();
