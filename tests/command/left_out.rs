@@ -3,7 +3,7 @@
 
 use nix::sys::signal::Signal;
 
-use super::dispatch::{HELLO_SERVER, all, all_answered, books, both, held_by_each};
+use super::dispatch::{HELLO_SERVER, all, all_answered, books, held_by_each};
 use super::steal::{Script, asking};
 use crate::common::{Client, Cluster, eventually, machine};
 
@@ -38,33 +38,6 @@ fn what_comes_while_all_are_left_out_is_answered_by_the_first_that_is_back() {
         assert_eq!(all_answered(clients), asked);
         workers.iter().for_each(|worker| machine::signal(*worker, Signal::SIGCONT));
         assert_eq!(all_answered(asking(&cluster.address(), 20)), 20);
-        books(cluster);
-    }
-}
-
-/// A server that takes a while for each request, and accepts nothing in that time.
-const SLOW_SERVER: &str = "
-    const cell = new Int32Array(new SharedArrayBuffer(4));
-    const server = require('http').createServer((request, response) => {
-        Atomics.wait(cell, 0, 0, 5);
-        response.end('hello world\\n');
-    });
-    server.keepAliveTimeout = 0;
-    server.listen(0, '127.0.0.1');";
-
-#[test]
-fn what_is_taken_from_a_stopped_worker_is_handed_over_as_fast_as_the_other_takes_it() {
-    let Some(script) = Script::new(SLOW_SERVER) else { return };
-    let server = script.path("server.js");
-    for launch in both("--workers 2 --hang-after 3s") {
-        let cluster = launch.running(&["node", &server]).start();
-        let stopped = cluster.worker_pids()[0];
-        machine::suspend(stopped);
-        let clients = asking(&cluster.address(), 400);
-        // If only the hang limit woke the primary, that would take minutes.
-        eventually("all to be answered", || clients.iter().all(Client::has_heard).then_some(()));
-        machine::signal(stopped, Signal::SIGCONT);
-        assert_eq!(all_answered(clients), 400);
         books(cluster);
     }
 }

@@ -1,5 +1,5 @@
-//! Workers with their own listening sockets (`--policy none --accept reuseport`), and the
-//! connections in them when a worker is blocked, stopped, killed or replaced.
+//! Workers with their own listening sockets (`--policy none --accept reuseport`, or `--dispatch
+//! kernel`), and the connections in them when a worker is blocked, stopped, killed or replaced.
 //!
 //! The answer tells which worker accepted, so nothing here measures time: another worker answers a
 //! connection from a blocked worker's socket while the block still lasts.
@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::dispatch::{all_answered, books, both};
 use crate::common::{
     BINARY, Client, Cluster, GET_CLOSE, Launch, PATIENCE, Summary, eventually, get, has_program,
     machine,
@@ -123,6 +124,33 @@ fn no_client_waits_for_a_blocked_worker() {
     let summary = cluster.end();
     assert_nothing_lost(&summary);
     assert!(summary.stolen > 0, "{summary:?}");
+}
+
+/// A server that takes a while for each request, and accepts nothing in that time.
+const SLOW_SERVER: &str = "
+    const cell = new Int32Array(new SharedArrayBuffer(4));
+    const server = require('http').createServer((request, response) => {
+        Atomics.wait(cell, 0, 0, 5);
+        response.end('hello world\\n');
+    });
+    server.keepAliveTimeout = 0;
+    server.listen(0, '127.0.0.1');";
+
+#[test]
+fn what_is_taken_from_a_stopped_worker_is_handed_over_as_fast_as_the_other_takes_it() {
+    let Some(script) = Script::new(SLOW_SERVER) else { return };
+    let server = script.path("server.js");
+    for launch in both("--workers 2 --hang-after 3s") {
+        let cluster = launch.running(&["node", &server]).start();
+        let stopped = cluster.worker_pids()[0];
+        machine::suspend(stopped);
+        let clients = asking(&cluster.address(), 400);
+        // If only the hang limit woke the primary, that would take minutes.
+        eventually("all to be answered", || clients.iter().all(Client::has_heard).then_some(()));
+        machine::signal(stopped, Signal::SIGCONT);
+        assert_eq!(all_answered(clients), 400);
+        books(cluster);
+    }
 }
 
 #[test]
