@@ -15,6 +15,8 @@ const SERVER: &str = "
         response.end('done');
     }).listen(0, '127.0.0.1');";
 
+const BUSY: &[u8] = b"GET /busy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+
 fn metric(cluster: &Cluster, name: &str) -> f64 {
     let admin = cluster.event("admin", 0)["address"].as_str().expect("an address").to_owned();
     let mut client = Client::to(&admin);
@@ -41,7 +43,7 @@ fn a_worker_that_computes_is_late_and_the_metrics_say_so() {
     });
     eventually("a busy turn to be seen", || {
         let mut client = Client::to(&address);
-        client.ask(b"GET /busy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        client.ask(BUSY);
         let is_later = metric(&cluster, "count") > looked;
         (is_later && metric(&cluster, "sum") > 0.05).then_some(())
     });
@@ -58,7 +60,7 @@ fn connections_wait_no_longer_than_all_workers_compute() {
         let address = cluster.address();
         for _ in 0..20 {
             let mut computes = Client::to(&address);
-            computes.send(b"GET /busy HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            computes.send(BUSY);
             std::thread::sleep(Duration::from_millis(75));
             // The worker has computed for too long to get this one now.
             let mut waits = Client::to(&address);
